@@ -1,0 +1,135 @@
+"""The same verbs in a shell. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from firstlight import __version__
+from firstlight.errors import Diverged, InputError, nearest
+
+
+class Verbs(click.Group):
+    """A group of commands that suggests the nearest verb."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            raise InputError(f"there is no command {name!r}", nearest(name, list(self.commands)))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: firstlight train shapes.demo",
+)
+@click.version_option(__version__, prog_name="firstlight")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def firstlight(debug: bool) -> None:
+    """Train a small image classifier fast, and see why it is wrong."""
+
+
+_Command = Callable[..., Any]
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_on_data = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder (or archive) that holds the data; never downloads.",
+)
+_on_machine = _options(
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or mps."),
+    click.option(
+        "--precision", default="auto", show_default=True, metavar="NAME", help="auto, fp32, bf16 or fp16."
+    ),
+)
+_on_recipe = _options(
+    _on_data,
+    click.option("--epochs", metavar="N", help="Train so long; the schedule shrinks in proportion."),
+    click.option("--seed", metavar="S", help="Seed of weights, order and augmentation."),
+    _on_machine,
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a setting: peak_lr, min_lr, peak_epoch, batch_size, weight_decay, … May be repeated.",
+    ),
+)
+_on_out = click.option(
+    "--out", type=click.Path(path_type=Path), metavar="RUN", help="Run folder to make; must not exist yet."
+)
+_the_run = click.argument("run", type=click.Path(path_type=Path))
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InputError(f"--set takes KEY=VALUE, not {pair!r}", "For example: --set peak_lr=0.4")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+@firstlight.command()
+@click.argument("recipe")
+@_on_recipe
+@_on_out
+def train(recipe: str, settings: Sequence[str], **options: Any) -> None:
+    """Do the whole job: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
+    from firstlight import run
+
+    run.train(recipe, **options, **_settings(settings))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; exit with 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # `--debug` helps wherever it stands.
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        if debug:
+            raise
+        _fail(error.format_message(), "", 2)
+    except InputError as error:
+        if debug:
+            raise
+        _fail(error.message, error.hint, 2)
+    except Diverged as error:
+        if debug:
+            raise
+        _fail(str(error), error.hint, 1)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        _fail("stopped", "", 130)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    click.echo(f"firstlight: {message}", err=True)
+    if hint:
+        click.echo(hint, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What comes in: images and their labels, and how they are varied and batched."""

@@ -1,0 +1,171 @@
+"""Augmentations: frozen values that `sample` their parameters on the CPU and `apply` them to a whole batch.
+
+Draws are int64 tensors with one row per image, so they can be kept, shown and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from firstlight.errors import InputError
+
+
+class Augmentation(Protocol):
+    """What every augmentation offers."""
+
+    on_normalised: ClassVar[bool]
+    """Whether it takes normalised images (floating point, mean 0) or raw ones (uint8)."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """What the columns of its draws mean."""
+
+    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Draw parameters for `count` images of height×width: int64, count×len(columns)."""
+        ...
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return the N×C×H×W images changed as the N draws say."""
+        ...
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what `apply` returns."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random window of size×size from the image padded by `pad` pixels on each side.
+
+    padding: "reflect" mirrors the image at its edge; "zero" pads with black.
+    """
+
+    size: int
+    pad: int = 4
+    padding: str = "reflect"
+
+    on_normalised: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ("top", "left")
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.pad < 0:
+            raise InputError(f"a crop needs size ≥ 1 and pad ≥ 0, not {self.size} and {self.pad}")
+        if self.padding not in ("reflect", "zero"):
+            raise InputError(f"unknown padding {self.padding!r}", 'Known: "reflect", "zero".')
+
+    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        tops, lefts = height + 2 * self.pad - self.size + 1, width + 2 * self.pad - self.size + 1
+        if tops < 1 or lefts < 1 or self.pad >= min(height, width):
+            raise InputError(f"cannot crop {self.size}×{self.size} from {height}×{width} padded by {self.pad}")
+        top = torch.randint(tops, (count,), generator=generator)
+        left = torch.randint(lefts, (count,), generator=generator)
+        return torch.stack([top, left], dim=1)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        if self.padding == "zero":
+            padded = F.pad(images, (self.pad,) * 4)
+        else:
+            rows, columns = (self._mirror(side, images.device) for side in images.shape[2:])
+            padded = images.index_select(2, rows).index_select(3, columns)
+        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        every = torch.arange(len(images), device=images.device)
+        return windows[every, :, draws[:, 0], draws[:, 1]]
+
+    def _mirror(self, side: int, device: torch.device) -> Tensor:
+        """Indices of a side of `side` pixels and its mirrored margins; the edge pixel is not repeated."""
+        index = torch.arange(-self.pad, side + self.pad, device=device).abs()
+        return (side - 1) - ((side - 1) - index).abs()
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.size, self.size
+
+
+@dataclass(frozen=True)
+class FlipLR:
+    """Mirrors the image left to right, with probability one half."""
+
+    on_normalised: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ("flipped",)
+
+    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(2, (count, 1), generator=generator)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        return torch.where(draws.view(-1, 1, 1, 1).bool(), images.flip(3), images)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A square of size×size, always and wholly inside the image, filled with the mean of the set.
+
+    It is cut after normalisation, where the mean is exactly zero. After DeVries & Taylor 2017
+    (arXiv 1708.04552), section 3, whose squares may also reach over the edge.
+    """
+
+    size: int
+
+    on_normalised: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ("top", "left")
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"a cutout needs size ≥ 1, not {self.size}")
+
+    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        if self.size > min(height, width):
+            raise InputError(f"a cutout of {self.size}×{self.size} does not fit into {height}×{width}")
+        top = torch.randint(height - self.size + 1, (count,), generator=generator)
+        left = torch.randint(width - self.size + 1, (count,), generator=generator)
+        return torch.stack([top, left], dim=1)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        top, left = draws[:, 0].view(-1, 1, 1, 1), draws[:, 1].view(-1, 1, 1, 1)
+        row = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
+        column = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)
+        rows = (row >= top) & (row < top + self.size)
+        columns = (column >= left) & (column < left + self.size)
+        # `masked_fill` would lose the channels-last layout.
+        return torch.where(rows & columns, torch.zeros((), dtype=images.dtype, device=images.device), images)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+
+def normalise(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Turn uint8 N×C×H×W images into (value / 255 - mean) / std, channels-last, of type `dtype`."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    wide = images.to(torch.float32, memory_format=torch.channels_last)
+    return torch.addcmul(shift, wide, scale).to(dtype)
+
+
+def augment(
+    images: Tensor,
+    augmentations: Sequence[Augmentation],
+    draws: Sequence[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Apply augmentations in their order to uint8 images, and normalise them on the way."""
+    raw = True
+    for augmentation, drawn in zip(augmentations, draws, strict=True):
+        if raw and augmentation.on_normalised:
+            images, raw = normalise(images, mean, std, dtype), False
+        elif not raw and not augmentation.on_normalised:
+            raise InputError(
+                f"{augmentation} comes after one that needs normalised images",
+                "Put crops and flips first, Cutout last.",
+            )
+        images = augmentation.apply(images, drawn)
+    return normalise(images, mean, std, dtype) if raw else images

@@ -1,0 +1,95 @@
+"""From an `ImageSet` to batches on the device: order and draws by the epoch, pictures by the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from firstlight.data.augment import Augmentation, augment, normalise
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.runtime import Machine, stream
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One epoch, drawn in advance: the order of the images, and each augmentation's draws.
+
+    order: int64, N. Row i of each tensor in `draws` belongs to the image `order[i]`.
+    """
+
+    order: Tensor
+    draws: tuple[Tensor, ...]
+
+    def rows(self, begin: int, end: int) -> Plan:
+        return Plan(self.order[begin:end], tuple(drawn[begin:end] for drawn in self.draws))
+
+
+def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: int, epoch: int) -> Plan:
+    """Draw an epoch from (seed, epoch) alone: the same on every device, and replayable."""
+    order = torch.randperm(len(images), generator=stream(seed, "order", epoch))
+    _, height, width = images.shape
+    draws = []
+    for place, augmentation in enumerate(augmentations):
+        generator = stream(seed, "augment", place, epoch)
+        draws.append(augmentation.sample(len(images), height, width, generator))
+        height, width = augmentation.output_size(height, width)
+    return Plan(order, tuple(draws))
+
+
+class Batches:
+    """Shuffled, augmented batches for training; the last short batch of an epoch is dropped.
+
+    On a GPU the whole set lies on the device, so that a step waits for no host.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        augmentations: Sequence[Augmentation] = (),
+        *,
+        seed: int,
+        machine: Machine,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        if batch_size > len(images):
+            raise InputError(
+                f"a batch of {batch_size} is larger than the {len(images)} training images",
+                f"Use --set batch_size=N with N ≤ {len(images)}.",
+            )
+        self.images, self.batch_size, self.augmentations = images, batch_size, tuple(augmentations)
+        self.seed, self.machine = seed, machine
+        self._pixels = images.images.to(machine.device)
+        self._labels = images.labels.to(machine.device)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.images) // self.batch_size
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, labels) of an epoch, from its batch number `first` on.
+
+        Images are normalised, channels-last, in the machine's precision; labels int64.
+        """
+        plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
+        device = self.machine.device
+        plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
+        for batch in range(first, len(self)):
+            part = plan.rows(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield self._images(part), self._labels.index_select(0, part.order)
+
+    def _images(self, part: Plan) -> Tensor:
+        pixels = self._pixels.index_select(0, part.order)
+        mean, std = self.images.mean, self.images.std
+        return augment(pixels, self.augmentations, part.draws, mean, std, self.machine.dtype)
+
+
+def in_order(images: ImageSet, batch_size: int, machine: Machine) -> Iterator[Tensor]:
+    """Yield every image once, in order, normalised and unaugmented; the last batch may be short."""
+    for pixels in images.images.split(batch_size):
+        yield normalise(pixels.to(machine.device), images.mean, images.std, machine.dtype)

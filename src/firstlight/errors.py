@@ -1,0 +1,30 @@
+"""What Firstlight says when something given to it is wrong."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one sentence says what and where, `hint` what to do.
+
+    The shell prints both and ends with exit code 2; a notebook shows them as an ordinary exception.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n{hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+def nearest(word: str, known: "list[str]") -> str:
+    """Return a hint that names the known word most like `word`, or all of them if none is."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else "Known: " + ", ".join(sorted(known)) + "."
+
+
+class Diverged(ArithmeticError):
+    """Training met a loss that is not a finite number."""
+
+    def __init__(self, step: int, lr: float) -> None:
+        super().__init__(f"the loss stopped being finite at step {step}, learning rate {lr:.4g}")
+        self.step, self.lr = step, lr
+        self.hint = "Try a lower peak rate (--set peak_lr=…) or gradient clipping (--set clip_norm=1)."

@@ -1,0 +1,1 @@
+"""What it learned: evaluation and Grad-CAM, as plain values."""

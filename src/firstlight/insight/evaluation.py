@@ -1,0 +1,111 @@
+"""How good a network is, image by image."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from firstlight.data.batches import in_order
+from firstlight.data.images import ImageSet
+from firstlight.runtime import Machine
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A network's answers on a set of images.
+
+    labels: int64, N. probabilities: fp32, N×K, rows sum to 1. names: one per image.
+    tta: whether each image was also shown mirrored, and the two probabilities averaged.
+    """
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    probabilities: Tensor
+    names: Sequence[str]
+    tta: bool = False
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The most probable class of each image: int64, N."""
+        return self.probabilities.argmax(1)
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """Cross-entropy of each image, without label smoothing: fp64, N."""
+        given = self.probabilities.double().gather(1, self.labels[:, None]).squeeze(1)
+        return -given.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def right(self) -> int:
+        """The number of right answers."""
+        return int((self.predictions == self.labels).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of right answers."""
+        return self.right / len(self.labels)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval."""
+        return wilson_interval(self.right, len(self.labels))
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Counts, int64, K×K: row the true class, column the predicted."""
+        count = len(self.classes)
+        return torch.bincount(self.labels * count + self.predictions, minlength=count * count).view(count, count)
+
+    @cached_property
+    def mistakes(self) -> Tensor:
+        """Indices of the wrongly classified images, the highest loss first."""
+        wrong = torch.nonzero(self.predictions != self.labels).flatten()
+        return wrong[self.losses[wrong].argsort(descending=True, stable=True)]
+
+
+def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the score interval of a proportion (Wilson 1927); z is the normal quantile, 95 % by default."""
+    share = right / count
+    middle = share + z * z / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def evaluate(
+    model: nn.Module, images: ImageSet, machine: Machine, *, tta: bool = False, batch_size: int = 500
+) -> Evaluation:
+    """Classify every image of a set; the model's mode and statistics are left as they were.
+
+    tta: test-time augmentation, the mean of the probabilities of the image and its mirror image.
+    """
+    rows = []
+    with inference(model), machine.autocast():
+        for batch in in_order(images, batch_size, machine):
+            probabilities = torch.softmax(model(batch).float(), dim=1)
+            if tta:
+                probabilities = (probabilities + torch.softmax(model(batch.flip(3)).float(), dim=1)) / 2
+            rows.append(probabilities.cpu())
+    return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, tta)
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Set the model to evaluation without gradients, and back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

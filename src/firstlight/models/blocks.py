@@ -1,0 +1,83 @@
+"""Blocks of which networks are made, and a table that shows what a network is made of."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_bn_relu(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    """3×3 convolution (stride 1, padding 1) → optional 2×2 max-pool → batch norm → ReLU."""
+    layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))]
+    if pool:
+        layers.append(("pool", nn.MaxPool2d(2)))
+    layers += [("norm", nn.BatchNorm2d(outputs)), ("relu", nn.ReLU())]
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Residual(nn.Module):
+    """x + block(x), added once."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One line of a network's table: where, what, what comes out (without the batch), and how many parameters."""
+
+    name: str
+    operation: str
+    output: tuple[int, ...]
+    parameters: int
+
+
+def layers(model: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
+    """List the layers of a network in the order in which one C×H×W image of `shape` passes them."""
+    rows: list[Layer] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, _: object, output: Tensor) -> None:
+        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        rows.append(Layer(names[module], _operation(module), tuple(output.shape[1:]), count))
+
+    watched = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
+    hooks = [module.register_forward_hook(note) for module in watched]
+    training, parameter = model.training, next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _operation(module: nn.Module) -> str:
+    match module:
+        case nn.Conv2d():
+            height, width = module.kernel_size
+            return f"conv {height}×{width}, stride {module.stride[0]}, padding {module.padding[0]}"
+        case nn.MaxPool2d():
+            return f"max-pool {module.kernel_size}"
+        case nn.BatchNorm2d():
+            return "batch norm"
+        case nn.Linear():
+            return "linear" if module.bias is not None else "linear, no bias"
+        case Residual():
+            return "add the block's input, once"
+        case _:
+            return type(module).__name__
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

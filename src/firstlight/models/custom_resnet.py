@@ -1,0 +1,77 @@
+"""The course's custom ResNet: nine layers with weights, two residual blocks, 6.57 million parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from firstlight.errors import InputError
+from firstlight.models.blocks import Residual, conv_bn_relu
+
+
+class CustomResNet(nn.Module):
+    """Classifies N×`channels`×32×32 images; `forward` returns N×`num_classes` logits.
+
+    width: channels after PrepLayer; the later layers have 2, 4 and 8 times as many.
+    bias: whether the linear layer has one.
+    logit_scale: a constant factor on the logits, which softens the softmax at the start of training
+        (0.125 in davidcpage/cifar10-fast, where this network comes from).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        width: int = 64,
+        channels: int = 3,
+        bias: bool = True,
+        logit_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2 or width < 1 or channels < 1:
+            raise InputError(f"no network of {num_classes} classes, width {width} and {channels} channels")
+        self.logit_scale = logit_scale
+        self.prep = conv_bn_relu(channels, width)
+        self.layer1 = nn.Sequential(
+            conv_bn_relu(width, 2 * width, pool=True),
+            Residual(nn.Sequential(conv_bn_relu(2 * width, 2 * width), conv_bn_relu(2 * width, 2 * width))),
+        )
+        self.layer2 = conv_bn_relu(2 * width, 4 * width, pool=True)
+        self.layer3 = nn.Sequential(
+            conv_bn_relu(4 * width, 8 * width, pool=True),
+            Residual(nn.Sequential(conv_bn_relu(8 * width, 8 * width), conv_bn_relu(8 * width, 8 * width))),
+        )
+        self.pool = nn.MaxPool2d(4)
+        self.linear = nn.Linear(8 * width, num_classes, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.prep(images)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = self.pool(x).flatten(1)
+        return self.linear(x) * self.logit_scale  # type: ignore[no-any-return]
+
+    def predict_proba(self, images: Tensor) -> Tensor:
+        """Return N×num_classes probabilities. `forward` leaves the softmax to the loss, which needs logits."""
+        return torch.softmax(self(images).float(), dim=1)
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        """Name the outputs that Grad-CAM can look at; for 32×32 images their grids are 32, 16, 8 and 4 wide."""
+        return {"prep": self.prep, "layer1": self.layer1, "layer2": self.layer2, "layer3": self.layer3}
+
+
+@dataclass(frozen=True)
+class CustomResNetSpec:
+    """The choice of a `CustomResNet`; called with a number of classes it builds one."""
+
+    width: int = 64
+    bias: bool = True
+    logit_scale: float = 1.0
+
+    def __call__(self, num_classes: int, channels: int = 3) -> CustomResNet:
+        return CustomResNet(
+            num_classes, width=self.width, channels=channels, bias=self.bias, logit_scale=self.logit_scale
+        )

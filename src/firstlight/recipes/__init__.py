@@ -1,0 +1,21 @@
+"""What was chosen: functions that return a frozen `Recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from firstlight.errors import InputError, nearest
+from firstlight.recipe import Recipe
+from firstlight.recipes import cifar10, shapes
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "cifar10.assignment": cifar10.assignment,
+    "shapes.demo": shapes.demo,
+}
+
+
+def named(name: str) -> Recipe:
+    """Return the recipe of that name."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}", nearest(name, list(RECIPES)))
+    return RECIPES[name]()

@@ -1,0 +1,62 @@
+"""What a person sees while a run is on its way."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from firstlight.training.history import Epoch
+from firstlight.training.loop import Tick
+
+
+class Progress:
+    """A bar with rate and time left where there is a terminal, and one line an epoch that stays.
+
+    Without a terminal, in a log or a notebook's saved output, only the lines are written.
+    """
+
+    def __init__(self, steps: int, epochs: int, *, quiet: bool = False) -> None:
+        self._epochs, self._quiet = epochs, quiet
+        self._bar: tqdm[None] = tqdm(
+            total=steps,
+            unit="step",
+            disable=quiet or not sys.stderr.isatty(),
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps  {postfix}  {remaining} left",
+        )
+
+    def update(self, tick: Tick) -> None:
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{tick.images_per_second:,.0f} images/s  rate {tick.lr:.4f}", refresh=False)
+            self._bar.update(tick.step - self._bar.n)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Leave one line for a finished epoch."""
+        if self._quiet:
+            return
+        line = (
+            f"epoch {epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}"
+            f"  loss {epoch.train_loss:.3f}  accuracy {epoch.train_accuracy:6.2%}"
+        )
+        if epoch.validation_accuracy is not None:
+            line += f"  validation {epoch.validation_accuracy:6.2%}"
+        left = epoch.train_seconds / epoch.epoch * (self._epochs - epoch.epoch)
+        line += f"  rate {epoch.lr:.4f}  {epoch.images_per_second:,.0f} images/s  {duration(left)} left"
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Say a length of time as a person would: 45 s, 3 min 20 s, 1 h 5 min."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,187 @@
+"""Where it runs: device, precision, threads, memory allocator, random streams, clock."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from firstlight.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on, decided once before it starts."""
+
+    device: torch.device
+    precision: str
+    threads: int
+    hardware: str
+    allocator: str = "default"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations; weights stay fp32."""
+        return _DTYPES[self.precision]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which a forward pass computes in this machine's precision."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model here, its weights laid out channels-last."""
+        # The stubs of `Module.to` know no memory format alone.
+        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what was asked of it, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def prepare(device: str = "auto", precision: str = "auto", *, tune_memory: bool = True) -> Machine:
+    """Choose device and precision, and set the memory allocator for training.
+
+    On a CPU `auto` precision is whichever of bf16 and fp32 is faster in a short measurement; on a
+    CUDA device bf16 where it is native, else fp16; on MPS fp32.
+    """
+    if device not in DEVICES:
+        raise InputError(f"unknown device {device!r}", "Known: " + ", ".join(DEVICES) + ".")
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}", "Known: " + ", ".join(PRECISIONS) + ".")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    elif not there[device]:
+        raise InputError(f"this torch ({torch.__version__}) sees no {device} device", "Use --device cpu.")
+    if precision == "fp16" and device == "cpu":
+        raise InputError("fp16 training needs a GPU", "On a CPU use --precision bf16 or fp32.")
+    allocator = tune_allocator() if tune_memory and device == "cpu" else "default"
+    chosen = torch.device(device)
+    if precision == "auto":
+        precision = _faster_precision(chosen)
+    return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator)
+
+
+def _faster_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if device.type == "mps":
+        return "fp32"
+    # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32.
+    return "bf16" if _convolution_seconds(torch.bfloat16) < _convolution_seconds(torch.float32) else "fp32"
+
+
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    """Time one convolution, forward and backward, at a size that a small network has."""
+    images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    filters = torch.ones(64, 64, 3, 3, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    seconds = []
+    for _ in range(4):  # the first call compiles the kernel
+        start = time.perf_counter()
+        torch.nn.functional.conv2d(images, filters, padding=1).sum().backward()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def tune_allocator() -> str:
+    """Let glibc keep large freed blocks instead of returning them to the kernel; say what took effect.
+
+    Activations above 32 MB are otherwise mapped and faulted anew at every operation, which costs a
+    third of a training step. Elsewhere than on glibc nothing is changed.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return "default"
+    trim_threshold, mmap_max = -1, -4  # the names of <malloc.h> are M_TRIM_THRESHOLD and M_MMAP_MAX
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    kept = mallopt(mmap_max, 0) == 1 and mallopt(trim_threshold, 2**31 - 1) == 1
+    return "glibc, large blocks kept" if kept else "default"
+
+
+def stream(seed: int, *purpose: object) -> torch.Generator:
+    """Return a random stream of its own for a seed and a purpose, such as ("order", epoch).
+
+    Streams for different purposes are independent, and no global stream is touched.
+    """
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *purpose: object) -> Iterator[None]:
+    """Give code that draws from torch's global CPU stream, such as layer constructors, its own stream.
+
+    The caller's global stream is as before afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.set_state(stream(seed, *purpose).get_state())
+        yield
+
+
+class Stopwatch:
+    """Seconds of running time, on a synchronised device, with pauses left out."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._elapsed = 0.0
+        self._start: float | None = None
+
+    def start(self) -> None:
+        self._machine.synchronise()
+        self._start = time.perf_counter()
+
+    def pause(self) -> None:
+        self._machine.synchronise()
+        self._elapsed = self.seconds
+        self._start = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, without waiting for the device."""
+        running = 0.0 if self._start is None else time.perf_counter() - self._start
+        return self._elapsed + running
+
+
+def hardware_name(device: torch.device) -> str:
+    """Name the processor or GPU in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    name = f"{model}, {usable_cores()} cores, {_vector_extension()}"
+    return f"{name}, MPS" if device.type == "mps" else name
+
+
+def _vector_extension() -> str:
+    """Name the widest arithmetic that the processor itself offers, in the words of its maker."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX-512 BF16"
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
