@@ -1,6 +1,7 @@
 """Firstlight trains a small image classifier fast, and shows why it is wrong.
 
     import firstlight
+
     run = firstlight.train("shapes.demo")
     run.confusion()
 
@@ -13,3 +14,30 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "train": "firstlight.run",
+    "find_lr": "firstlight.run",
+    "evaluate": "firstlight.report.opened",
+    "predict": "firstlight.report.opened",
+    "report": "firstlight.report",
+    "recipes": "firstlight.recipes",
+    "open_run": "firstlight.report.opened",
+    "Recipe": "firstlight.recipe",
+    "Run": "firstlight.report.opened",
+    "InputError": "firstlight.errors",
+    "Diverged": "firstlight.errors",
+}
+
+__all__ = [*_ROOMS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'firstlight' has no attribute {name!r}")
+    module = importlib.import_module(_ROOMS[name])
+    return module if _ROOMS[name] == f"{__name__}.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -53,7 +53,9 @@ _on_data = click.option(
     help="Folder (or archive) that holds the data; never downloads.",
 )
 _on_machine = _options(
-    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or mps."),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or mps."
+    ),
     click.option(
         "--precision", default="auto", show_default=True, metavar="NAME", help="auto, fp32, bf16 or fp16."
     ),
@@ -93,9 +95,79 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 @_on_out
 def train(recipe: str, settings: Sequence[str], **options: Any) -> None:
     """Do the whole job: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
-    from firstlight import run
+    from firstlight.run import train
 
-    run.train(recipe, **options, **_settings(settings))
+    train(recipe, **options, **_settings(settings))
+
+
+@firstlight.command("find-lr")
+@click.argument("recipe")
+@_on_recipe
+def find_lr(recipe: str, settings: Sequence[str], **options: Any) -> None:
+    """Find the learning rates alone; train nothing, write nothing."""
+    from firstlight.run import find_lr
+
+    finding = find_lr(recipe, **options, **_settings(settings))
+    click.echo(str(finding))
+    click.echo(f"{finding.method}, {len(finding.rates)} steps, {finding.seconds:.0f} s")
+
+
+@firstlight.command()
+@_the_run
+@_on_data
+@_on_machine
+def evaluate(run: Path, **options: Any) -> None:
+    """Classify the test set again, and print the accuracy with its 95 % interval."""
+    from firstlight.report.opened import open_run
+
+    opened = open_run(run)
+    for tta, words in ((False, "without TTA"), (True, "with TTA")):
+        evaluation = opened.evaluate(tta=tta, **options)
+        low, high = evaluation.interval
+        click.echo(
+            f"accuracy {evaluation.accuracy:.2%} {words} (95 % interval {low:.2%} to {high:.2%}, "
+            f"{len(evaluation.labels):,} images), loss {evaluation.loss:.4f}"
+        )
+
+
+@firstlight.command()
+@_the_run
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
+def predict(run: Path, images: Sequence[Path]) -> None:
+    """Classify image files: the three most probable classes of each."""
+    from firstlight.report.opened import open_run
+
+    predictions = open_run(run).predict(images)
+    width = max(len(str(prediction.path)) for prediction in predictions)
+    for prediction in predictions:
+        best = list(prediction.probabilities.items())[:3]
+        click.echo(f"{prediction.path!s:{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in best))
+
+
+@firstlight.command()
+@_the_run
+def report(run: Path) -> None:
+    """Draw the pictures and report.html again, from the run folder alone."""
+    from firstlight.report.opened import open_run
+
+    click.echo(open_run(run).report())
+
+
+@firstlight.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the recipes, or show one as a checklist."""
+    from firstlight.recipes import RECIPES, named, purpose
+
+    if name is None:
+        width = max(map(len, RECIPES))
+        for each in RECIPES:
+            click.echo(f"{each:{width}}  {purpose(each)}")
+        return
+    from firstlight.report.checklist import recipe_lines
+
+    for line in recipe_lines(named(name), purpose(name)):
+        click.echo(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -103,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # `--debug` helps wherever it stands.
     debug = "--debug" in words
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="replace")  # a console may lack ✓ and ×
     words = [word for word in words if word != "--debug"]
     try:
         sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)

@@ -19,7 +19,8 @@ from firstlight.training.optimizers import SGD, Adam, AdamW
 from firstlight.training.schedule import SHAPES
 
 PARTS: dict[str, type] = {
-    part.__name__: part for part in (Crop, FlipLR, Cutout, Cifar10, Shapes, CustomResNetSpec, SGD, Adam, AdamW)
+    part.__name__: part
+    for part in (Crop, FlipLR, Cutout, Cifar10, Shapes, CustomResNetSpec, SGD, Adam, AdamW)
 }
 """The built-in parts that a recipe may hold; a name in a file resolves to nothing else."""
 
@@ -67,11 +68,17 @@ class Recipe:
             _require(rate is None or 0 < rate < math.inf, f"{key} must be a positive number, not {rate}")
         if self.peak_lr is not None and self.min_lr is not None:
             _require(self.min_lr <= self.peak_lr, f"min_lr {self.min_lr:g} is above peak_lr {self.peak_lr:g}")
-        _require(self.schedule in SHAPES, f"unknown schedule {self.schedule!r}", f"Known: {', '.join(SHAPES)}.")
-        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        _require(
+            self.schedule in SHAPES, f"unknown schedule {self.schedule!r}", f"Known: {', '.join(SHAPES)}."
+        )
+        _require(
+            0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}"
+        )
         _require(0 <= self.average_decay < 1, f"average_decay must be in [0, 1), not {self.average_decay}")
         for key in ("l1", "clip_norm", "validation", "seed"):
-            _require(0 <= getattr(self, key) < math.inf, f"{key} must not be negative, but is {getattr(self, key)}")
+            _require(
+                0 <= getattr(self, key) < math.inf, f"{key} must not be negative, but is {getattr(self, key)}"
+            )
         _require(
             self.validation > 0 or not self.best_on_validation,
             "best_on_validation needs validation images",
@@ -89,10 +96,19 @@ class Recipe:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in settings:
             _require(key in known, f"a recipe has no field {key!r}", nearest(key, known))
-        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in settings]
+        missing = [
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING and f.name not in settings
+        ]
         _require(not missing, f"the recipe lacks {', '.join(missing)}")
         hints = typing.get_type_hints(cls)
         return cls(**{key: _coerce(key, value, hints[key]) for key, value in settings.items()})
+
+    def over(self, epochs: int | str) -> Recipe:
+        """Return the recipe over another number of epochs, its schedule shrunk or stretched in proportion."""
+        number = _coerce("epochs", epochs, int)
+        return dataclasses.replace(self, epochs=number, peak_epoch=self.peak_epoch * number / self.epochs)
 
     def replace(self, **settings: Any) -> Recipe:
         """Return the recipe with some settings changed.
@@ -113,13 +129,19 @@ class Recipe:
     def _with_part(self, key: str, value: Any) -> Recipe:
         places = [place for place in self._places() if key in (place[-1], f"{place[0]}.{place[-1]}")]
         if not places:
-            known = {field.name for field in dataclasses.fields(self)} | {place[-1] for place in self._places()}
-            raise InputError(f"recipe {self.name} has no setting {key!r}", nearest(key, sorted(known - {"name"})))
+            known = {field.name for field in dataclasses.fields(self)} | {
+                place[-1] for place in self._places()
+            }
+            raise InputError(
+                f"recipe {self.name} has no setting {key!r}", nearest(key, sorted(known - {"name"}))
+            )
         if len(places) > 1:
             choices = ", ".join(f"{place[0]}.{place[-1]}" for place in places)
             raise InputError(f"setting {key!r} is in several places", f"Say which: {choices}.")
         label, part, name = places[0]
-        changed = dataclasses.replace(part, **{name: _coerce(key, value, typing.get_type_hints(type(part))[name])})
+        changed = dataclasses.replace(
+            part, **{name: _coerce(key, value, typing.get_type_hints(type(part))[name])}
+        )
         if part in self.augment:
             return dataclasses.replace(self, augment=tuple(changed if p is part else p for p in self.augment))
         return dataclasses.replace(self, **{label: changed})
@@ -156,7 +178,9 @@ def _revive(key: str, value: Any) -> Any:
     known = [field.name for field in dataclasses.fields(PARTS[name])]
     for field in fields:
         _require(field in known, f"{name} has no field {field!r}", nearest(field, known))
-    return PARTS[name](**{field: _coerce(f"{key}.{field}", given, hints[field]) for field, given in fields.items()})
+    return PARTS[name](
+        **{field: _coerce(f"{key}.{field}", given, hints[field]) for field, given in fields.items()}
+    )
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
@@ -166,16 +190,26 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     if parts:
         if isinstance(value, str):  # a part's name alone means the part with its defaults
             named = {part.__name__.lower(): part for part in parts}
-            _require(value.lower() in named, f"{key} cannot be {value!r}", nearest(value.lower(), list(named)))
+            _require(
+                value.lower() in named, f"{key} cannot be {value!r}", nearest(value.lower(), list(named))
+            )
             try:
                 return named[value.lower()]()
             except TypeError as error:
                 raise InputError(f"{key}: {value} needs more than its name ({error})") from None
-        _require(isinstance(value, tuple(parts)), f"{key} cannot be {value!r}", "Known: " + ", ".join(p.__name__ for p in parts))
+        _require(
+            isinstance(value, tuple(parts)),
+            f"{key} cannot be {value!r}",
+            "Known: " + ", ".join(p.__name__ for p in parts),
+        )
         return value
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
-        _require(isinstance(value, (tuple, list)), f"{key} takes a list of parts, not {value!r}", "Set it in Python.")
+        _require(
+            isinstance(value, (tuple, list)),
+            f"{key} takes a list of parts, not {value!r}",
+            "Set it in Python.",
+        )
         return tuple(_coerce(key, entry, item) for entry in value)
     if type(None) in choices and (value is None or value in ("find", "None", "none")):
         return None

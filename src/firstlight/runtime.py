@@ -166,7 +166,9 @@ def hardware_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
     name = f"{model}, {usable_cores()} cores, {_vector_extension()}"
     return f"{name}, MPS" if device.type == "mps" else name
 

@@ -61,7 +61,9 @@ class Crop:
     def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         tops, lefts = height + 2 * self.pad - self.size + 1, width + 2 * self.pad - self.size + 1
         if tops < 1 or lefts < 1 or self.pad >= min(height, width):
-            raise InputError(f"cannot crop {self.size}×{self.size} from {height}×{width} padded by {self.pad}")
+            raise InputError(
+                f"cannot crop {self.size}×{self.size} from {height}×{width} padded by {self.pad}"
+            )
         top = torch.randint(tops, (count,), generator=generator)
         left = torch.randint(lefts, (count,), generator=generator)
         return torch.stack([top, left], dim=1)
@@ -144,7 +146,9 @@ def normalise(
 ) -> Tensor:
     """Turn uint8 N×C×H×W images into (value / 255 - mean) / std, channels-last, of type `dtype`."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(
+        1, -1, 1, 1
+    )
     wide = images.to(torch.float32, memory_format=torch.channels_last)
     return torch.addcmul(shift, wide, scale).to(dtype)
 

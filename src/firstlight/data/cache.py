@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+# What NumPy was seen to raise for altered headers.
+_DAMAGED = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
 _MOST_SOURCES = 64  # files remembered as verified; the oldest are forgotten
 
 
@@ -65,16 +67,17 @@ class KeptArrays:
         """Return the arrays, mapped copy-on-write, or None where they are missing or damaged."""
         files = [self._file(name) for name in self.names]
         try:
-            loaded = [np.load(file, mmap_mode="c", allow_pickle=False) for file in files]
-        except (OSError, ValueError, tokenize.TokenError):  # what NumPy raises for a damaged header
+            loaded = [np.lib.format.open_memmap(file, mode="c") for file in files]
+            arrays: Arrays = dict(zip(self.names, loaded, strict=True))
+            now = stamps(files)
+            if self._record("arrays") == now:
+                return arrays
+            whole = digest(arrays) == self.digest
+        except _DAMAGED:
             return None
-        arrays = dict(zip(self.names, loaded, strict=True))
-        now = stamps(files)
-        if self._record("arrays") != now:
-            if digest(arrays) != self.digest:
-                return None
+        if whole:
             self._remember("arrays", now)
-        return arrays
+        return arrays if whole else None
 
     def keep(self, arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
         """Write the arrays, each under its name only once it is whole; False where the folder takes none.

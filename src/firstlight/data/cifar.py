@@ -44,10 +44,10 @@ class NumberedNames(Sequence[str]):
     """The names `part/00000`, `part/00001`, … without a list of them."""
 
     part: str
-    count: int
+    length: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -55,8 +55,8 @@ class NumberedNames(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [f"{self.part}/{number:05d}" for number in range(self.count)[index]]
-        return f"{self.part}/{range(self.count)[index]:05d}"
+            return [f"{self.part}/{number:05d}" for number in range(self.length)[index]]
+        return f"{self.part}/{range(self.length)[index]:05d}"
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,15 @@ class Cifar10:
 
     name: ClassVar[str] = "cifar10"
     title: ClassVar[str] = "CIFAR-10"
+    classes: ClassVar[tuple[str, ...]] = CLASSES
+    shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
     def load(self, data_dir: Path | None = None) -> tuple[ImageSet, ImageSet]:
         """Return (train, test) in the official order; the images are memory-mapped where a cache can be kept.
 
-        `data_dir`, or else the environment's FIRSTLIGHT_DATA, is either official archive, its unpacked folder, or
-        a folder that holds one of them; then nothing is downloaded. FIRSTLIGHT_OFFLINE=1 forbids downloads too.
+        `data_dir`, or else the environment's FIRSTLIGHT_DATA, is either official archive, its unpacked
+        folder, or a folder that holds one of them; then nothing is downloaded. FIRSTLIGHT_OFFLINE=1 forbids
+        downloads too. FIRSTLIGHT_CACHE names another folder for the cache.
 
         Raises InputError where the data is missing, cut short or altered, or cannot be downloaded.
         """
@@ -95,9 +98,10 @@ def read_arrays(
     """Return the arrays `train_images`, `train_labels`, `test_images` and `test_labels`, verified."""
     cache = cache_folder()
     kept = KeptArrays(cache / f"{Cifar10.name}-{edition.digest[:12]}", NAMES, edition.digest)
-    named = data_dir or os.environ.get("FIRSTLIGHT_DATA")
-    if named:
-        return _from_place(Path(named).expanduser(), kept, edition)
+    if data_dir is not None:
+        return _from_place(Path(data_dir).expanduser(), kept, edition)
+    if named := os.environ.get("FIRSTLIGHT_DATA"):
+        return _from_place(Path(named).expanduser(), kept, edition, origin=" (from FIRSTLIGHT_DATA)")
     arrays = kept.load()
     if arrays is not None:
         return arrays
@@ -107,17 +111,21 @@ def read_arrays(
     return _from_place(place, kept, edition)
 
 
-def _from_place(place: Path, kept: KeptArrays, edition: Edition) -> Arrays:
+def _from_place(place: Path, kept: KeptArrays, edition: Edition, origin: str = "") -> Arrays:
     """Return the arrays of the copy at `place`, from the cache where the copy was decoded before."""
     if not place.exists():
-        raise InputError(f"{place} does not exist", "Give the folder that holds CIFAR-10, or either archive.")
+        raise InputError(
+            f"{place}{origin} does not exist", "Give the folder that holds CIFAR-10, or either archive."
+        )
     found = find(place, edition)
     if found is None:
         archives = f"{edition.binary_archive.name} and {edition.python_archive.name}"
         if place.is_file():
-            raise InputError(f"{place} is not an archive of CIFAR-10", f"The archives are {archives}.")
+            raise InputError(
+                f"{place}{origin} is not an archive of CIFAR-10", f"The archives are {archives}."
+            )
         raise InputError(
-            f"{place} does not hold CIFAR-10: there is no cifar-10-batches-py, no cifar-10-batches-bin and no archive",
+            f"{place}{origin} holds no CIFAR-10: no cifar-10-batches-py, cifar-10-batches-bin or archive",
             f"Give the folder that holds one of them. The archives are {archives}.",
         )
     before = stamps(found.paths)  # taken first: a file that changes while it is verified is not trusted

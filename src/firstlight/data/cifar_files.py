@@ -133,7 +133,8 @@ def decode(copy: FoundCopy, edition: Edition) -> Arrays:
             raise InputError(f"{name} holds a label outside 0…9", "Take it from its publisher again.")
         images[part], labels[part] = batch[0].reshape(count, *_SHAPE), batch[1]
     train = last * count
-    arrays = dict(zip(NAMES, (images[:train], labels[:train], images[train:], labels[train:]), strict=True))
+    parts = (images[:train], labels[:train], images[train:], labels[train:])
+    arrays: Arrays = dict(zip(NAMES, parts, strict=True))
     if digest(arrays) != edition.digest:
         where = copy.paths[0] if copy.packed else copy.paths[0].parent
         raise InputError(f"{where} holds other images than the published ones", "Unpack the archive again.")

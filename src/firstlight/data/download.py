@@ -96,6 +96,7 @@ class _Part:
         self._file, self._source, self._floor, self._clock = file, source, floor, clock
         self._offset = self._start = file.seek(0, 2)
         self._since, self._arrived = clock(), 0
+        self._response: Response | None = None
         host = urlsplit(source.url).hostname
         self.progress = tqdm(
             desc=f"{source.file.name} from {host}",
@@ -109,6 +110,7 @@ class _Part:
 
     def begin(self, response: Response, *_: object, **__: object) -> None:
         """Look at the answer before any of its body is kept."""
+        self._response = response
         if response.status_code not in (200, 206):
             return  # a redirection, or an error that is raised for the status
         size = self._source.file.size
@@ -151,6 +153,12 @@ class _Part:
                 raise _TooSlow(speed)
             self._since, self._arrived = self._clock(), 0
 
+    def close(self) -> None:
+        """End the progress bar, and a connection that was given up half-way."""
+        self.progress.close()
+        if self._response is not None:
+            self._response.close()
+
     def flush(self) -> None:
         """Do nothing: the downloader asks for it at every chunk, and closing the file is enough."""
 
@@ -170,11 +178,14 @@ def _stream(source: Source, part: Path, floor: Floor | None, clock: Callable[[],
         try:
             downloader(source.url, sink, None)
         finally:
-            sink.progress.close()
+            sink.close()
 
 
 def _fetch(source: Source, folder: Path, floor: Floor | None, clock: Callable[[], float]) -> Path:
-    """Return the finished, verified file, or raise _Refused, _TooSlow or OSError and leave what came as a part."""
+    """Return the finished, verified file.
+
+    Raises _Refused, _TooSlow or OSError, and leaves what came as a part for the next try.
+    """
     size = source.file.size
     part, final = folder / f"{source.file.name}.part", folder / source.file.name
     trusted = False  # whether every byte of the part came from this source
@@ -218,15 +229,19 @@ def download(
     """
     from filelock import FileLock  # torch brings it
 
+    lock = FileLock(folder / "download.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "download.lock"):
-            return _first(sources, folder, floor or Floor(), clock)
-    except PermissionError as error:
+        lock.acquire()
+    except OSError as error:
         raise InputError(
             f"{folder} cannot be written: {error.strerror or error}",
             "Set FIRSTLIGHT_CACHE to a folder that can be written.",
         ) from error
+    try:
+        return _first(sources, folder, floor or Floor(), clock)
+    finally:
+        lock.release()
 
 
 def _first(sources: Sequence[Source], folder: Path, floor: Floor, clock: Callable[[], float]) -> Path:

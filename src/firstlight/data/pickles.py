@@ -67,7 +67,7 @@ class _MakeElementType(_Name):
 class _Array(np.ndarray[Any, Any]):
     """An array that fills itself only from a state whose length fits its shape."""
 
-    def __setstate__(self, state: object) -> None:  # type: ignore[override]
+    def __setstate__(self, state: object) -> None:
         match state:
             case (1, tuple() as shape, _ElementType() as kind, bool() | 0 | 1 as fortran, bytes() as raw):
                 element = kind.resolve()
@@ -77,7 +77,7 @@ class _Array(np.ndarray[Any, Any]):
             raise pickle.UnpicklingError("it holds an array of impossible shape")
         if math.prod(shape) * element.itemsize != len(raw):
             raise pickle.UnpicklingError("it holds an array whose bytes do not fit its shape")
-        super().__setstate__((1, shape, element, bool(fortran), raw))
+        super().__setstate__((1, shape, element, bool(fortran), raw))  # type: ignore[arg-type]
 
 
 class _MakeArray(_Name):

@@ -37,9 +37,57 @@ _SINE = (
     (0, 286, 572, 857, 1143, 1428, 1713, 1997, 2280, 2563, 2845, 3126, 3406, 3686, 3964, 4240)
     + (4516, 4790, 5063, 5334, 5604, 5872, 6138, 6402, 6664, 6924, 7182, 7438, 7692, 7943, 8192)
     + (8438, 8682, 8923, 9162, 9397, 9630, 9860, 10087, 10311, 10531, 10749, 10963, 11174, 11381, 11585)
-    + (11786, 11982, 12176, 12365, 12551, 12733, 12911, 13085, 13255, 13421, 13583, 13741, 13894, 14044, 14189)
-    + (14330, 14466, 14598, 14726, 14849, 14968, 15082, 15191, 15296, 15396, 15491, 15582, 15668, 15749, 15826)
-    + (15897, 15964, 16026, 16083, 16135, 16182, 16225, 16262, 16294, 16322, 16344, 16362, 16374, 16382, 16384)
+    + (
+        11786,
+        11982,
+        12176,
+        12365,
+        12551,
+        12733,
+        12911,
+        13085,
+        13255,
+        13421,
+        13583,
+        13741,
+        13894,
+        14044,
+        14189,
+    )
+    + (
+        14330,
+        14466,
+        14598,
+        14726,
+        14849,
+        14968,
+        15082,
+        15191,
+        15296,
+        15396,
+        15491,
+        15582,
+        15668,
+        15749,
+        15826,
+    )
+    + (
+        15897,
+        15964,
+        16026,
+        16083,
+        16135,
+        16182,
+        16225,
+        16262,
+        16294,
+        16322,
+        16344,
+        16362,
+        16374,
+        16382,
+        16384,
+    )
 )
 
 # Six colours each, from which every picture takes its ground, object and clutter.
@@ -114,7 +162,10 @@ def _disc(x: Plane, y: Plane, radius: Plane | int) -> Plane:
 
 def _sides(x: Plane, y: Plane, number: int, apothem: int) -> list[Plane]:
     corners = np.array([[[360 * side // number + 90]] for side in range(number)], dtype=np.int32)
-    return [apothem - ((x * c + y * s) >> 14) for c, s in zip(_cosine(corners), _cosine(corners - 90), strict=True)]
+    return [
+        apothem - ((x * c + y * s) >> 14)
+        for c, s in zip(_cosine(corners), _cosine(corners - 90), strict=True)
+    ]
 
 
 # The kinds: fields in the object's own axes, where 1024 is its radius; `trait`, 0…255, is thick or thin. All
@@ -329,7 +380,7 @@ def make_shapes(count: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, T
     """Draw images `first` to `first + count - 1` of the endless row that belongs to `seed`.
 
     An image depends only on the seed and its place in the row, so asking for more never changes the earlier
-    ones. Each ten, counted from place 0, hold every kind once. About 1 % ... 
+    ones. Each ten, counted from place 0, hold every kind once. About 1 % ...
 
     Returns images (uint8, count×3×32×32), labels (int64, an index into `KINDS`) and masks (bool,
     count×32×32, true where the object is seen; never empty).
@@ -355,6 +406,8 @@ class Shapes:
 
     name: ClassVar[str] = "shapes"
     title: ClassVar[str] = "Shapes"
+    classes: ClassVar[tuple[str, ...]] = KINDS
+    shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
     train: int = 6000
     test: int = 2000

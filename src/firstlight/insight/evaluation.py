@@ -64,7 +64,9 @@ class Evaluation:
     def confusion(self) -> Tensor:
         """Counts, int64, K×K: row the true class, column the predicted."""
         count = len(self.classes)
-        return torch.bincount(self.labels * count + self.predictions, minlength=count * count).view(count, count)
+        return torch.bincount(self.labels * count + self.predictions, minlength=count * count).view(
+            count, count
+        )
 
     @cached_property
     def mistakes(self) -> Tensor:

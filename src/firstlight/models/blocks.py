@@ -31,7 +31,7 @@ class Residual(nn.Module):
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of a network's table: where, what, what comes out (without the batch), and how many parameters."""
+    """One line of a network's table: where, what, what comes out (without the batch), and its parameters."""
 
     name: str
     operation: str

@@ -55,11 +55,11 @@ class CustomResNet(nn.Module):
         return self.linear(x) * self.logit_scale  # type: ignore[no-any-return]
 
     def predict_proba(self, images: Tensor) -> Tensor:
-        """Return N×num_classes probabilities. `forward` leaves the softmax to the loss, which needs logits."""
+        """Return N×num_classes probabilities; `forward` leaves the softmax to the loss."""
         return torch.softmax(self(images).float(), dim=1)
 
     def endpoints(self) -> dict[str, nn.Module]:
-        """Name the outputs that Grad-CAM can look at; for 32×32 images their grids are 32, 16, 8 and 4 wide."""
+        """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""
         return {"prep": self.prep, "layer1": self.layer1, "layer2": self.layer2, "layer3": self.layer3}
 
 

@@ -29,7 +29,9 @@ class Progress:
 
     def update(self, tick: Tick) -> None:
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"{tick.images_per_second:,.0f} images/s  rate {tick.lr:.4f}", refresh=False)
+            self._bar.set_postfix_str(
+                f"{tick.images_per_second:,.0f} images/s  rate {tick.lr:.4f}", refresh=False
+            )
             self._bar.update(tick.step - self._bar.n)
 
     def epoch(self, epoch: Epoch) -> None:

@@ -77,9 +77,7 @@ class TrainState:
         machine.place(model)
         average = None
         if average_decay:
-            average = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(average_decay), use_buffers=True
-            )
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average_decay), use_buffers=True)
         return cls(
             model=model,
             optimizer=optimizer(model.parameters(), 0.0, fused=device.type == "cuda"),
@@ -92,7 +90,7 @@ class TrainState:
     @property
     def trained(self) -> nn.Module:
         """The network that a run keeps: the average where there is one."""
-        return self.model if self.average is None else self.average.module  # type: ignore[no-any-return]
+        return self.model if self.average is None else self.average.module
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def fit(
     *,
     epochs: int,
     machine: Machine,
-    objective: Objective = Objective(),  # noqa: B008 - a frozen value
+    objective: Objective = Objective(),
     tick_seconds: float = 1.0,
 ) -> Iterator[Tick]:
     """Train from where `state` is to the end of `epochs`, and yield a `Tick` about every `tick_seconds`.

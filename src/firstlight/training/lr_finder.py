@@ -36,6 +36,9 @@ class LRFinding:
     seconds: float
     method: str = "range test"
 
+    def __str__(self) -> str:
+        return f"LRMAX {self.peak_lr:g}: {self.peak_because}\nLRMIN {self.min_lr:g}: {self.min_because}"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -50,7 +53,7 @@ class LRFinding:
 
 
 FALL_REACHED = 0.1
-FALL_LOST = 0.25
+FALL_LOST = 0.5
 STEPS_PER_DECADE = 20
 SMOOTHING_STEPS = 3.0
 
@@ -61,7 +64,7 @@ def range_test(
     optimizer: OptimizerSpec,
     machine: Machine,
     *,
-    objective: Objective = Objective(),  # noqa: B008 - a frozen value
+    objective: Objective = Objective(),
     lowest: float = 1e-4,
     highest: float = 10.0,
 ) -> LRFinding:
@@ -69,10 +72,10 @@ def range_test(
 
     The loss is smoothed symmetrically, so that no curve lags behind its rate. `min_lr` is the rate at
     which the first tenth of the fall was reached, `peak_lr` the last rate before, beyond the lowest
-    point, a quarter of it was lost again: a run that warms up for epochs bears more than a test that
-    warms up for seconds, hence not the lowest point itself. It works on a copy: weights, statistics
-    and random state of the caller are left alone. Raises InputError where the loss never fell, or
-    fell to the very end.
+    point, half of it was lost again: there the curve is steepest, so noise moves the answer least, and
+    a run that warms up for epochs bears more than a test that warms up for seconds. It works on a
+    copy: weights, statistics and random state of the caller are left alone. Raises InputError where
+    the loss never fell, or fell to the very end.
     """
     start = time.perf_counter()
     steps = 1 + round(math.log10(highest / lowest) * STEPS_PER_DECADE)
@@ -97,7 +100,7 @@ def range_test(
         smoothed=tuple(smoothed),
         peak_lr=_rounded(rates[peak]),
         min_lr=_rounded(rates[low]),
-        peak_because=f"the highest rate before a quarter of the loss's fall ({fall}) was lost again",
+        peak_because=f"the highest rate before half of the loss's fall ({fall}) was lost again",
         min_because="the rate at which the first tenth of that fall was reached",
         seconds=time.perf_counter() - start,
     )
@@ -120,7 +123,7 @@ def smooth(losses: list[float], width: float = SMOOTHING_STEPS) -> list[float]:
     place = torch.arange(len(losses), dtype=torch.float64)
     weights = torch.exp(-(((place[:, None] - place) / width) ** 2) / 2)
     weights /= weights.sum(1, keepdim=True)
-    return (weights @ torch.tensor(losses, dtype=torch.float64)).tolist()  # type: ignore[no-any-return]
+    return (weights @ torch.tensor(losses, dtype=torch.float64)).tolist()
 
 
 def bracket(smoothed: list[float]) -> tuple[int, int]:

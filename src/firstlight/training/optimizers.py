@@ -13,10 +13,12 @@ from torch import nn
 class OptimizerSpec(Protocol):
     """What every optimizer's value offers: called with parameters and a rate it builds the optimizer.
 
-    fused: one kernel for all parameters, which on a GPU also applies loss scaling without waiting for the host.
+    fused: one kernel for all parameters, which on a GPU applies loss scaling without waiting for the host.
     """
 
-    def __call__(self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False) -> torch.optim.Optimizer: ...
+    def __call__(
+        self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
+    ) -> torch.optim.Optimizer: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class SGD:
     weight_decay: float = 5e-4
     nesterov: bool = True
 
-    def __call__(self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False) -> torch.optim.Optimizer:
+    def __call__(
+        self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
+    ) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters,
             lr=lr,
@@ -46,7 +50,9 @@ class Adam:
     beta2: float = 0.999
     weight_decay: float = 0.0
 
-    def __call__(self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False) -> torch.optim.Optimizer:
+    def __call__(
+        self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
+    ) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
 
@@ -59,6 +65,8 @@ class AdamW:
     beta2: float = 0.999
     weight_decay: float = 0.01
 
-    def __call__(self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False) -> torch.optim.Optimizer:
+    def __call__(
+        self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
+    ) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)

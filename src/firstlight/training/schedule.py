@@ -28,7 +28,9 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.peak_lr or not math.isfinite(self.peak_lr):
-            raise InputError(f"rates must satisfy 0 ≤ min_lr ≤ peak_lr, not {self.min_lr:g} and {self.peak_lr:g}")
+            raise InputError(
+                f"rates must satisfy 0 ≤ min_lr ≤ peak_lr, not {self.min_lr:g} and {self.peak_lr:g}"
+            )
         if not 0 <= self.peak_step < self.total_steps:
             raise InputError(f"the peak, step {self.peak_step}, lies outside the {self.total_steps} steps")
         if self.shape not in SHAPES:
@@ -36,7 +38,14 @@ class OneCycle:
 
     @classmethod
     def over_epochs(
-        cls, peak_lr: float, min_lr: float, *, epochs: int, peak_epoch: float, steps_per_epoch: int, shape: str = "linear"
+        cls,
+        peak_lr: float,
+        min_lr: float,
+        *,
+        epochs: int,
+        peak_epoch: float,
+        steps_per_epoch: int,
+        shape: str = "linear",
     ) -> OneCycle:
         """Place the peak on the last step of epoch `peak_epoch`, counted from 1."""
         peak_step = max(round(peak_epoch * steps_per_epoch) - 1, 0)

@@ -1,4 +1,4 @@
-"""What is kept: the run folder, its layout and its version; every file is written whole or not at all."""
+"""The run folder: its version, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,18 +21,6 @@ SCHEMA = 1
 """Version of the layout below; raised when an older Firstlight could misread a newer folder."""
 
 RECIPE = "recipe.json"
-ENVIRONMENT = "environment.json"
-FINDING = "finding.json"
-HISTORY = "history.jsonl"
-MODEL = "model.safetensors"
-PREDICTIONS = "predictions.safetensors"
-PICTURES = "pictures.safetensors"
-SAMPLES = "samples.safetensors"
-MISTAKES = "mistakes.csv"
-SUMMARY = "summary.json"
-REPORT = "report.html"
-FIGURES = "figures"
-SNAPSHOTS = "checkpoints"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -76,7 +64,9 @@ class RunFolder:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise InputError(f"cannot make the run folder {path}: {error.strerror}", "Choose --out.") from None
+                raise InputError(
+                    f"cannot make the run folder {path}: {error.strerror}", "Choose --out."
+                ) from None
             return cls(path)
         raise InputError(f"{root} has no free name for {name}", "Choose --out.")
 
@@ -84,7 +74,9 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run folder of this version."""
         if not path.is_dir():
-            raise InputError(f"there is no run folder {path}", "`firstlight train RECIPE` makes one in runs/.")
+            raise InputError(
+                f"there is no run folder {path}", "`firstlight train RECIPE` makes one in runs/."
+            )
         if not (path / RECIPE).is_file():
             raise InputError(f"{path} is no run folder: it holds no {RECIPE}")
         folder = cls(path)

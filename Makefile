@@ -1,0 +1,82 @@
+# Everything runs in .venv, which tools/setup.py makes on first use. Start with `make demo`.
+
+# The Python that .venv is made with, when there is none yet; a torch that it has is used.
+PYTHON ?= python3
+# Where to look for torch besides the usual package index, such as the CPU wheel index named on pytorch.org.
+TORCH_INDEX ?=
+# More words for pytest (make test) or for the benchmark (make bench).
+ARGS ?=
+SCRIPT ?= benchmarks/input_pipeline.py
+
+venv := .venv/bin/python
+heading = @printf '\n== %s ==\n'
+
+# An environment that lends its torch lends its pytest plugins too, and with them their warnings.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install demo test soak check format format-check lint types imports bench clean
+
+help:
+	@echo 'make demo     train the demo (about a minute on two CPU cores) and write its report'
+	@echo 'make test     run the tests'
+	@echo 'make check    everything that must hold: format, lint, types, import directions, tests'
+	@echo 'make soak     run the tests that take minutes'
+	@echo 'make format   put the code into the format that `make check` asks for'
+	@echo 'make lint     look for mistakes with ruff'
+	@echo 'make types    check the types with mypy'
+	@echo 'make bench    run a benchmark in an environment of its own [SCRIPT=benchmarks/NAME.py ARGS=…]'
+	@echo 'make install  make .venv; every other target does so by itself'
+	@echo 'make clean    remove environments, caches and built files; runs/ stays'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the Python for a new .venv; a torch that it has is used, not replaced.'
+	@echo 'TORCH_INDEX=URL adds a package index for torch, such as the CPU wheel index named on pytorch.org.'
+
+install:
+	@command -v "$(PYTHON)" >/dev/null || { echo 'There is no $(PYTHON) here: install Python 3.11 or newer.'; exit 1; }
+	@"$(PYTHON)" tools/setup.py .venv dev --torch-index "$(TORCH_INDEX)"
+
+demo: install
+	@.venv/bin/firstlight train shapes.demo
+
+test: install
+	$(heading) Tests
+	@$(venv) -m pytest -m "not soak" $(ARGS)
+
+# pytest ends with 5 where no test is marked.
+soak: install
+	@$(venv) -m pytest -m soak $(ARGS) || [ $$? -eq 5 ]
+
+check: format-check lint types imports test
+
+format: install
+	@$(venv) -m ruff check --quiet --select I --fix .
+	@$(venv) -m ruff format .
+
+format-check: install
+	$(heading) Format
+	@$(venv) -m ruff format --check .
+
+lint: install
+	$(heading) Lint
+	@$(venv) -m ruff check .
+
+types: install
+	$(heading) Types
+	@$(venv) -m mypy
+
+imports: install
+	$(heading) 'Import directions'
+	@$(venv) -m pytest -q tests/test_imports.py
+
+bench: install
+	@echo 'Benchmark scripts, for make bench SCRIPT=…:'
+	@grep -l __main__ benchmarks/*.py | sed 's/^/  /'
+	@$(venv) tools/setup.py .venv-bench bench
+	$(heading) $(SCRIPT)
+	@.venv-bench/bin/python $(SCRIPT) $(ARGS)
+
+clean:
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

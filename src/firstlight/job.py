@@ -1,0 +1,159 @@
+"""`Job`: a recipe made ready to run."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import firstlight
+from firstlight import runtime
+from firstlight.data.batches import Batches, plan_epoch
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.recipe import Recipe
+from firstlight.recipes import named
+from firstlight.report.progress import duration
+from firstlight.runtime import Machine
+from firstlight.training.loop import Objective, TrainState, train_step
+from firstlight.training.lr_finder import LRFinding, range_test
+from firstlight.training.schedule import OneCycle
+
+_SAMPLES = 8
+"""How many training images are kept to show their augmentations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A recipe made ready to run: its images, its machine, and its untrained network."""
+
+    recipe: Recipe
+    machine: Machine
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet
+    batches: Batches
+    model: nn.Module
+    objective: Objective
+
+    @classmethod
+    def prepare(
+        cls, recipe: Recipe, data_dir: Path | None, device: str = "auto", precision: str = "auto"
+    ) -> Job:
+        """Load the data and build the network; nothing is written yet."""
+        machine = runtime.prepare(device, precision)
+        train, test = recipe.data.load(data_dir)
+        validation = None
+        if recipe.validation:
+            train, validation = train.split(recipe.validation, runtime.stream(recipe.seed, "validation"))
+        batches = Batches(train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine)
+        with runtime.seeded(recipe.seed, "weights"):
+            model = machine.place(recipe.model(len(train.classes), train.shape[0]))
+        objective = Objective(recipe.label_smoothing, recipe.l1, recipe.clip_norm)
+        return cls(recipe, machine, train, validation, test, batches, model, objective)
+
+    def find_rates(self) -> LRFinding:
+        """Run the learning-rate range test on a copy of the network."""
+        return range_test(
+            self.model, self.batches, self.recipe.optimizer, self.machine, objective=self.objective
+        )
+
+    def schedule(self, finding: LRFinding | None) -> OneCycle:
+        """Return the schedule, with rates found where the recipe leaves them open."""
+        recipe = self.recipe
+        peak = recipe.peak_lr if recipe.peak_lr is not None or finding is None else finding.peak_lr
+        low = recipe.min_lr if recipe.min_lr is not None or finding is None else finding.min_lr
+        if peak is None or low is None:
+            raise InputError("the recipe leaves a rate open and no finding was given")
+        return OneCycle.over_epochs(
+            peak,
+            min(low, peak),  # a found LRMIN yields to a lower peak that was set
+            epochs=recipe.epochs,
+            peak_epoch=recipe.peak_epoch,
+            steps_per_epoch=len(self.batches),
+            shape=recipe.schedule,
+        )
+
+    def step_seconds(self) -> float:
+        """Time a training step on a copy of the network, warm-up apart."""
+        state = TrainState.create(copy.deepcopy(self.model), self.recipe.optimizer, self.machine)
+        state.model.train()
+        seconds = []
+        for _, (images, labels) in zip(range(3), self.batches.epoch(0), strict=False):
+            watch = runtime.Stopwatch(self.machine)
+            watch.start()
+            train_step(state, images, labels, 0.0, self.objective, self.machine)
+            watch.pause()
+            seconds.append(watch.seconds)
+        return min(seconds)
+
+    def estimate(self, step_seconds: float) -> dict[str, float]:
+        """Return the seconds that each part of the run will take here, about."""
+        recipe = self.recipe
+        open_rates = recipe.peak_lr is None or recipe.min_lr is None
+        # A forward pass is a third of a step. The test set is scored once an epoch, and twice for TTA.
+        passes = (recipe.epochs + 2) * len(self.test) + recipe.epochs * recipe.validation
+        return {
+            "learning rates": 80 * step_seconds if open_rates else 0.0,
+            "training": recipe.epochs * len(self.batches) * step_seconds,
+            "evaluation": passes / recipe.batch_size * step_seconds / 3,
+        }
+
+    def forecast(self) -> str:
+        """Say how long the run will take here."""
+        parts = self.estimate(self.step_seconds())
+        listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+        return f"about {duration(sum(parts.values()))} here ({listed})"
+
+    def samples(self) -> dict[str, Tensor]:
+        """Return the first training images of epoch 1 with the draws that augment them there."""
+        plan = plan_epoch(self.train, self.recipe.augment, self.recipe.seed, 0).rows(0, _SAMPLES)
+        draws = {f"draws_{place}": drawn for place, drawn in enumerate(plan.draws)}
+        return {"images": self.train.images[plan.order], "labels": self.train.labels[plan.order], **draws}
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, hardware and data, as a run keeps them."""
+        machine, train = self.machine, self.train
+        return {
+            "firstlight": firstlight.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "hardware": machine.hardware,
+            "device": machine.device.type,
+            "precision": machine.precision,
+            "threads": machine.threads,
+            "allocator": machine.allocator,
+            "data": {
+                "source": self.recipe.data.name,
+                "classes": list(train.classes),
+                "shape": list(train.shape),
+                "mean": list(train.mean),
+                "std": list(train.std),
+                "train_images": len(train),
+                "validation_images": 0 if self.validation is None else len(self.validation),
+                "test_images": len(self.test),
+                "train_sha256": train.digest,
+                "test_sha256": self.test.digest,
+            },
+        }
+
+
+def resolve(
+    recipe: str | Recipe, *, epochs: int | str | None = None, seed: int | str | None = None, **settings: Any
+) -> Recipe:
+    """Return a recipe by name or value, changed as asked.
+
+    epochs: shrinks or stretches the schedule in proportion; settings are those of `Recipe.replace`.
+    """
+    chosen = named(recipe) if isinstance(recipe, str) else recipe
+    if epochs is not None:
+        chosen = chosen.over(epochs)
+    if seed is not None:
+        settings["seed"] = seed
+    return chosen.replace(**settings)

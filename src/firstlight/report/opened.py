@@ -1,0 +1,251 @@
+"""`Run`: a run folder opened, its numbers, its network and its pictures; nothing is trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from firstlight import runtime
+from firstlight.data.augment import normalise
+from firstlight.data.files import read_image
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import Evaluation, inference
+from firstlight.insight.evaluation import evaluate as evaluate_network
+from firstlight.insight.gradcam import Heatmaps, default_endpoint
+from firstlight.insight.gradcam import gradcam as compute_gradcam
+from firstlight.models.blocks import layers
+from firstlight.recipe import Recipe
+from firstlight.record import contents
+from firstlight.record.folder import RunFolder
+from firstlight.report import figures
+from firstlight.report.checklist import Line, checklist
+from firstlight.report.page import write_page
+from firstlight.training.history import History
+from firstlight.training.lr_finder import LRFinding
+from firstlight.training.schedule import OneCycle
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image file: probabilities by class name, the highest first."""
+
+    path: Path
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        return next(iter(self.probabilities))
+
+    @property
+    def confidence(self) -> float:
+        return self.probabilities[self.label]
+
+
+class Run:
+    """A run, read from its folder alone. Raises InputError where the folder lacks what is asked for."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        return cls(RunFolder.open(Path(path)))
+
+    def __repr__(self) -> str:
+        accuracy = self.summary.get("test_accuracy")
+        score = "not evaluated" if accuracy is None else f"test accuracy {accuracy:.2%} without TTA"
+        return f"<Run {self.folder.path}: {self.recipe.name}, {len(self.history)} epochs, {score}>"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return contents.read_recipe(self.folder)
+
+    @cached_property
+    def data(self) -> contents.DataFacts:
+        return contents.read_data_facts(self.folder)
+
+    @cached_property
+    def history(self) -> History:
+        return contents.read_history(self.folder)
+
+    @cached_property
+    def finding(self) -> LRFinding | None:
+        return contents.read_finding(self.folder)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        return contents.read_summary(self.folder)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The answers on the test set, without test-time augmentation."""
+        return _there(contents.read_evaluation(self.folder), "predictions")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained network, on the CPU, in fp32."""
+        if not self.folder.has(contents.MODEL):
+            raise InputError(f"{self.folder.path} keeps no weights")
+        with runtime.seeded(0, "overwritten"):
+            model = self.recipe.model(len(self.data.classes), self.data.shape[0])
+        try:
+            model.load_state_dict(self.folder.read_tensors(contents.MODEL))
+        except RuntimeError as error:
+            raise InputError(f"the weights in {self.folder.path} do not fit its recipe: {error}") from None
+        return model.eval()
+
+    @cached_property
+    def schedule(self) -> OneCycle | None:
+        """The schedule as it was run, None before the first epoch is finished."""
+        if not len(self.history) or "peak_lr" not in self.summary:
+            return None
+        first, recipe = self.history.epochs[0], self.recipe
+        return OneCycle.over_epochs(
+            self.summary["peak_lr"],
+            self.summary["min_lr"],
+            epochs=recipe.epochs,
+            peak_epoch=recipe.peak_epoch,
+            steps_per_epoch=first.step,
+            shape=recipe.schedule,
+        )
+
+    def checklist(self) -> list[Line]:
+        """Compare the run with the assignment, line by line."""
+        return checklist(self.recipe, layers(self.model, self.data.shape), self.history, self.schedule)
+
+    def evaluate(
+        self,
+        images: ImageSet | None = None,
+        *,
+        data_dir: str | Path | None = None,
+        tta: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Evaluation:
+        """Classify `images`, or the test set of the recipe's data, again."""
+        if images is None:
+            images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
+        if images.classes != self.data.classes or images.shape != self.data.shape:
+            raise InputError("these images have other classes or another size than the run's")
+        machine = runtime.prepare(device, precision)
+        evaluation = evaluate_network(machine.place(self.model), images, machine, tta=tta)
+        self.model.cpu()
+        return evaluation
+
+    def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+        """Classify image files; every file is read before the first is classified."""
+        listed = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        if not listed:
+            raise InputError("no image was given")
+        files = [Path(path) for path in listed]
+        images = torch.stack([read_image(file, self.data.shape) for file in files])
+        with inference(self.model):
+            rows = torch.cat([self.model(part).softmax(1) for part in self._normalised(images).split(250)])
+        return [
+            Prediction(
+                file, {self.data.classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()}
+            )
+            for file, row in zip(files, rows, strict=True)
+        ]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.data.mean, self.data.std)
+
+    def learning_curves(self) -> Figure:
+        if not len(self.history):
+            raise InputError(f"{self.folder.path} holds no finished epoch")
+        return figures.learning_curves(self.history, self.schedule)
+
+    def lr_finder(self) -> Figure:
+        return figures.lr_finder(_there(self.finding, "learning-rate finding (the rates were given)"))
+
+    def augmentations(self) -> Figure:
+        samples = _there(contents.read_tensors(self.folder, contents.SAMPLES), "augmented samples")
+        return figures.augmentations(
+            samples, self.recipe.augment, self.data.mean, self.data.std, self.data.classes
+        )
+
+    def confusion(self) -> Figure:
+        return figures.confusion(self.evaluation)
+
+    def misclassified(self, count: int = 24) -> Figure:
+        return figures.misclassified(self.evaluation, *self._pictures(), count=count)
+
+    def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
+        """Show what spoke for the predicted and for the true class of the worst mistakes."""
+        images, indices = self._pictures()
+        worst = self.evaluation.mistakes[:count]
+        chosen = images[: len(worst)]
+        predicted = self.heatmaps(chosen, self.evaluation.predictions[worst], endpoint)
+        true = self.heatmaps(chosen, self.evaluation.labels[worst], endpoint)
+        return figures.gradcam(self.evaluation, images, indices, predicted, true, count=count)
+
+    def heatmaps(self, images: Tensor, targets: Tensor, endpoint: str | None = None) -> Heatmaps:
+        """Compute Grad-CAM for uint8 N×C×H×W images and one class each."""
+        normalised = self._normalised(images)
+        if not len(images):
+            name = endpoint or default_endpoint(self.model, torch.zeros(1, *self.data.shape))
+            return Heatmaps(name, torch.zeros(0, 1, 1), targets)
+        return compute_gradcam(self.model, normalised, targets, endpoint)
+
+    def _pictures(self) -> tuple[Tensor, Tensor]:
+        """The kept test images and their places in the test set; mistakes come first, the worst first."""
+        tensors = _there(contents.read_tensors(self.folder, contents.PICTURES), "test images")
+        return tensors["images"], tensors["indices"]
+
+    @property
+    def pictures(self) -> dict[str, Callable[[], Figure]]:
+        """The six pictures by name."""
+        return {
+            "learning_curves": self.learning_curves,
+            "lr_finder": self.lr_finder,
+            "augmentations": self.augmentations,
+            "confusion": self.confusion,
+            "misclassified": self.misclassified,
+            "gradcam": self.gradcam,
+        }
+
+    def report(self) -> Path:
+        """Draw every picture there is data for, and write report.html; both into the run folder."""
+        drawn, missing = {}, {}
+        for name, draw in self.pictures.items():
+            try:
+                figure = draw()
+            except InputError as error:
+                missing[name] = error.message
+                continue
+            drawn[name] = figures.to_png(figure)
+            self.folder.write(f"{contents.FIGURES}/{name}.png", drawn[name])
+        return write_page(self, drawn, missing)
+
+
+_T = TypeVar("_T")
+
+
+def _there(value: _T | None, what: str) -> _T:
+    if value is None:
+        raise InputError(f"this run keeps no {what}")
+    return value
+
+
+def open_run(run: str | Path | Run) -> Run:
+    """Return the run in a folder; a run is returned as it is."""
+    return run if isinstance(run, Run) else Run.open(run)
+
+
+def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: Any) -> Evaluation:
+    """Classify images, by default the recipe's test set, with a run's network; see `Run.evaluate`."""
+    return open_run(run).evaluate(images, **options)
+
+
+def predict(run: str | Path | Run, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+    """Classify image files with a run's network; see `Run.predict`."""
+    return open_run(run).predict(paths)

@@ -1,0 +1,122 @@
+"""Recipes: values that can be changed, kept as JSON and read again, and that refuse what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from firstlight.data.augment import Crop, Cutout, FlipLR
+from firstlight.errors import InputError
+from firstlight.recipe import Recipe
+from firstlight.recipes import RECIPES, named
+from firstlight.run import resolve
+from firstlight.training.optimizers import AdamW
+
+
+def test_the_assignment_is_what_the_course_asks_for() -> None:
+    recipe = named("cifar10.assignment")
+    assert recipe.augment == (Crop(32, pad=4), FlipLR(), Cutout(8))
+    assert (recipe.batch_size, recipe.epochs, recipe.peak_epoch) == (512, 24, 5)
+    assert recipe.peak_lr is None and recipe.min_lr is None
+    assert recipe.average_decay == 0 and not recipe.best_on_validation
+
+
+def test_the_demo_is_the_assignment_but_for_its_data_and_width() -> None:
+    demo, assignment = named("shapes.demo"), named("cifar10.assignment")
+    differing = {
+        field.name
+        for field in dataclasses.fields(Recipe)
+        if getattr(demo, field.name) != getattr(assignment, field.name)
+    }
+    assert differing == {"name", "data", "model"}
+    assert dataclasses.replace(demo.model, width=assignment.model.width) == assignment.model
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_json_gives_the_same_recipe_back(name: str) -> None:
+    recipe = named(name).replace(peak_lr=0.3, weight_decay=1e-3)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_settings_reach_the_recipe_and_its_parts_from_text_and_from_python() -> None:
+    recipe = named("shapes.demo").replace(
+        peak_lr="0.3", batch_size="64", width="8", optimizer="adamw", best_on_validation="yes", validation=50
+    )
+    assert (recipe.peak_lr, recipe.batch_size, recipe.model.width) == (0.3, 64, 8)
+    assert recipe.optimizer == AdamW() and recipe.best_on_validation
+    recipe = recipe.replace(**{"cutout.size": 4, "weight_decay": 0.1, "peak_lr": "find"})
+    assert recipe.augment[2] == Cutout(4) and recipe.optimizer.weight_decay == 0.1 and recipe.peak_lr is None
+    assert recipe.augment[0] == Crop(32, pad=4), "only the part that was named may change"
+
+
+def test_settings_that_hold_only_together_may_be_given_together() -> None:
+    recipe = named("shapes.demo").replace(epochs=3, peak_epoch=1)
+    assert (recipe.epochs, recipe.peak_epoch) == (3, 1)
+
+
+def test_epochs_shrink_the_schedule_in_proportion_but_an_explicit_peak_stays() -> None:
+    assert resolve("shapes.demo", epochs="12").peak_epoch == 2.5
+    assert resolve("shapes.demo", epochs=12, peak_epoch=4).peak_epoch == 4
+    assert resolve("shapes.demo", epochs=1).peak_epoch == pytest.approx(5 / 24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"peak_Ir": 0.1}, "Did you mean 'peak_lr'"),
+        ({"wieght_decay": 0.1}, "Did you mean 'weight_decay'"),
+        ({"size": 4}, "crop.size, cutout.size"),
+        ({"peak_lr": "high"}, "peak_lr takes a number, not 'high'"),
+        ({"peak_lr": "nan"}, "peak_lr takes a number"),
+        ({"peak_lr": -1}, "peak_lr must be a positive number"),
+        ({"peak_lr": 0.1, "min_lr": 0.2}, "min_lr 0.2 is above peak_lr 0.1"),
+        ({"batch_size": "5.5"}, "batch_size takes a whole number"),
+        ({"batch_size": 5.5}, "batch_size takes a whole number"),
+        ({"batch_size": True}, "batch_size takes a whole number"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"peak_epoch": 25}, "outside the 24 epochs"),
+        ({"schedule": "triangle"}, "unknown schedule 'triangle'"),
+        ({"nesterov": "perhaps"}, "true or false"),
+        ({"optimizer": "lion"}, "optimizer cannot be 'lion'"),
+        ({"augment": "crop"}, "list of parts"),
+        ({"best_on_validation": True}, "needs validation images"),
+        ({"name": "mine"}, "name cannot be set"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"width": 0}, "width"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_word_on_what_can(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        named("cifar10.assignment").replace(**settings)
+    assert said in str(caught.value)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"cifar10\.assignment"):
+        named("cifar.asignment")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model", {"type": "subprocess.Popen", "args": "true"}, "no built-in part"),
+        ("model", {"type": "CustomResNetSpec", "depth": 3}, "no field 'depth'"),
+        ("model", {"type": "SGD"}, "model cannot be"),
+        ("epochs", "many", "whole number"),
+        ("depth", 3, "no field 'depth'"),
+    ],
+)
+def test_json_names_built_in_parts_only(key: str, value: object, said: str) -> None:
+    values = {**named("shapes.demo").to_json(), key: value}
+    with pytest.raises(InputError, match=said):
+        Recipe.from_json(values)
+
+
+def test_json_without_a_part_says_which() -> None:
+    values = named("shapes.demo").to_json()
+    del values["model"]
+    with pytest.raises(InputError, match="lacks model"):
+        Recipe.from_json(values)
