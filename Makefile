@@ -56,7 +56,7 @@ format: install
 
 format-check: install
 	$(heading) Format
-	@$(venv) -m ruff format --check .
+	@$(venv) -m ruff format --check --output-format concise .
 
 lint: install
 	$(heading) Lint

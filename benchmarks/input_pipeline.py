@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from firstlight import runtime
 from firstlight.data.batches import Batches
-from firstlight.data.images import ImageSet, statistics as pixel_statistics
+from firstlight.data.images import ImageSet
+from firstlight.data.images import statistics as pixel_statistics
 from firstlight.recipes import named
 from firstlight.training.loop import Objective, TrainState, train_step
 
@@ -47,7 +48,9 @@ class PerImage(Dataset[tuple[torch.Tensor, int]]):
                 A.PadIfNeeded(40, 40),
                 A.RandomCrop(32, 32),
                 A.HorizontalFlip(p=0.5),
-                A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=fill, p=1),
+                A.CoarseDropout(
+                    num_holes_range=(1, 1), hole_height_range=(8, 8), hole_width_range=(8, 8), fill=fill, p=1
+                ),
                 A.Normalize(images.mean, images.std),
                 ToTensorV2(),
             ]
@@ -61,7 +64,7 @@ class PerImage(Dataset[tuple[torch.Tensor, int]]):
 
 
 def timed(epoch: Callable[[], int]) -> float:
-    """Return images a second of one pass; starting the workers is part of it, as in every epoch of a course run."""
+    """Return images a second of one pass; workers are started in it, as in every epoch of the course."""
     start = time.perf_counter()
     images = epoch()
     return images / (time.perf_counter() - start)
@@ -75,14 +78,18 @@ def main() -> None:
     arguments = parser.parse_args()
 
     recipe = named("cifar10.assignment")
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8))
+    pixels = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8)
+    )
     labels = torch.arange(arguments.images) % 10
     classes = tuple(map(str, range(10)))
     images = ImageSet(pixels, labels, classes, *pixel_statistics(pixels), range(arguments.images))
     machine = runtime.prepare()
 
     ours = Batches(images, recipe.batch_size, recipe.augment, seed=0, machine=machine)
-    course = DataLoader(PerImage(images), recipe.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
+    course = DataLoader(
+        PerImage(images), recipe.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True
+    )
 
     with runtime.seeded(0, "weights"):
         state = TrainState.create(recipe.model(10), recipe.optimizer, machine)
@@ -101,9 +108,13 @@ def main() -> None:
         speeds["course"].append(timed(lambda: sum(len(labels) for _, labels in course)))
     fast, slow = (statistics.median(speeds[name]) for name in ("ours", "course"))
     share = recipe.batch_size / fast / step
-    print(f"on {machine.hardware}, torch {torch.__version__}, albumentations {A.__version__}, {WORKERS} workers")
+    print(
+        f"on {machine.hardware}, torch {torch.__version__}, albumentations {A.__version__}, {WORKERS} workers"
+    )
     print(f"ours    {fast:10,.0f} images/s   (each round: {', '.join(f'{s:,.0f}' for s in speeds['ours'])})")
-    print(f"course  {slow:10,.0f} images/s   (each round: {', '.join(f'{s:,.0f}' for s in speeds['course'])})")
+    print(
+        f"course  {slow:10,.0f} images/s   (each round: {', '.join(f'{s:,.0f}' for s in speeds['course'])})"
+    )
     print(f"ratio   {fast / slow:10.1f}")
     print(f"share of a training step of {step:.2f} s ({machine.precision}): {share:.2%}")
     if arguments.record:

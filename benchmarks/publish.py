@@ -35,7 +35,10 @@ def publish(run: Path, name: str, note: str = "") -> Path:
         if source.has(text):
             shutil.copyfile(source.path / text, target.path / text)
     tensors = source.read_tensors(contents.PREDICTIONS)
-    half = {key: value.half() if value.is_floating_point() else value.to(torch.int64) for key, value in tensors.items()}
+    half = {
+        key: value.half() if value.is_floating_point() else value.to(torch.int64)
+        for key, value in tensors.items()
+    }
     target.write_tensors(contents.PREDICTIONS, half)
     low, high = summary.pop("test_interval_95")
     summary.pop("schema")

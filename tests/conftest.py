@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# One thread: the networks here are tiny, and beside other work two threads wait for each other.
+# Before torch is imported, and for every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _GIVEN = os.environ.get("FIRSTLIGHT_DATA")
 _BESIDE = Path(__file__).resolve().parents[1] / "../shared/data"
 

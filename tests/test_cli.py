@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-SMALL = ["--set", "train=120", "--set", "test=40", "--set", "width=2", "--set", "batch_size=40", "--epochs", "2"]
+SMALL = [
+    "--set",
+    "train=120",
+    "--set",
+    "test=40",
+    "--set",
+    "width=2",
+    "--set",
+    "batch_size=40",
+    "--epochs",
+    "2",
+]
 GIVEN = ["--set", "peak_lr=0.1", "--set", "min_lr=0.001"]
 
 
@@ -34,12 +45,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_leaves_a_whole_run_folder(trained: Path) -> None:
     pictures = {path.name for path in (trained / "figures").iterdir()}
-    assert {"learning_curves.png", "augmentations.png", "confusion.png", "misclassified.png", "gradcam.png"} == pictures
+    assert {
+        "learning_curves.png",
+        "augmentations.png",
+        "confusion.png",
+        "misclassified.png",
+        "gradcam.png",
+    } == pictures
     assert (trained / "report.html").is_file()
     assert not (trained / "checkpoints").exists()
     assert not [path for path in trained.rglob(".*")], "no file that was written aside is left"
     summary = json.loads((trained / "summary.json").read_text())
-    asked = "recipe seed epochs test_accuracy test_accuracy_tta test_interval_95 train_accuracy peak_lr min_lr "
+    asked = (
+        "recipe seed epochs test_accuracy test_accuracy_tta test_interval_95 train_accuracy peak_lr min_lr "
+    )
     asked += "train_seconds wall_seconds parameters device precision torch"
     assert set(asked.split()) <= set(summary)
     assert (summary["recipe"], summary["epochs"], summary["peak_lr"]) == ("shapes.demo", 2, 0.1)
@@ -115,8 +134,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_bad_input_is_one_line_and_a_hint_and_leaves_nothing(words: list[str], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_line_and_a_hint_and_leaves_nothing(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
     done = firstlight(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
@@ -155,7 +178,9 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     for verb in ("train", "find-lr", "evaluate", "predict", "report", "recipes"):
         assert verb in done.stdout

@@ -22,7 +22,9 @@ STOREYS = (
     ("insight", "recipe"),
     ("record",),
     ("report", "serving", "recipes"),
-    ("run",),
+    ("job",),
+    ("resume",),
+    ("run", "doctor"),
     ("cli",),
 )
 RANK = {room: rank for rank, storey in enumerate(STOREYS) for room in storey}

@@ -41,11 +41,14 @@ if importlib.util.find_spec("torch"):
     import torch as module
     module.ones(1) + 1
     torch = importlib.metadata.version("torch")
+versions = {}
+for found in importlib.metadata.distributions():
+    versions.setdefault(found.metadata["Name"], found.version)  # the first on the path is the one in use
 print()
 print(json.dumps({
     "torch": torch,
     "folders": [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")],
-    "versions": {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()},
+    "versions": versions,
 }))
 """
 
@@ -107,6 +110,12 @@ def pins_for(extra: str) -> list[Pin]:
     return [pins[name] for name in names]
 
 
+def fingerprint() -> str:
+    """Return the stamp of an environment that has all it should have."""
+    files = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
 def size(megabytes: int) -> str:
     """Return a size as a person says it."""
     return f"{megabytes} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
@@ -132,14 +141,14 @@ class Environment:
         lent = self.lending.read_text().splitlines() if self.lending else []
         return self.python.exists() and all(Path(folder).is_dir() for folder in lent)
 
-    def fingerprint(self) -> str:
-        """Return what the stamp holds when all is installed; a checkout that was moved is not."""
-        files = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
-        return f"{hashlib.sha256(b''.join(files)).hexdigest()} {self.folder}\n"
+    def mark(self, state: str) -> None:
+        """Stamp how far it is; a copy or a moved checkout does not count as stamped."""
+        self.stamp.write_text(f"{state} {self.folder}\n", encoding="utf-8")
 
-    def fits(self) -> bool:
-        """Return whether nothing is left to do."""
-        return self.alive() and self.stamp.exists() and self.stamp.read_text() == self.fingerprint()
+    def state(self) -> str:
+        """Return what it was last stamped with; empty where it cannot be used and has to be made anew."""
+        stamp = self.stamp.read_text(encoding="utf-8") if self.stamp.exists() and self.alive() else ""
+        return stamp.split()[0] if stamp.endswith(f" {self.folder}\n") else ""
 
     def create(self, lent: list[str]) -> None:
         """Make it anew, with pip alone; behind its own packages it sees those in the folders `lent`."""
@@ -186,7 +195,7 @@ class Environment:
                 print("  installing", flush=True)
 
     def only_cuda(self, torch: Pin) -> bool:
-        """Return whether the package index has this torch only with CUDA; downloads no package."""
+        """Return whether the package index has this torch only with CUDA; reads metadata, no package."""
         report = self.folder / "torch.json"
         asking = ("--dry-run", "--ignore-installed", "--quiet", "--report", str(report))
         for _ in self.pip("install", *asking, f"torch=={torch.version}"):
@@ -196,14 +205,19 @@ class Environment:
 
 
 def announce(name: str, pins: list[Pin]) -> None:
-    """Say what will be downloaded and what it takes on disk; end where the disk has not so much left."""
+    """Say what will be downloaded and what it takes on disk; end where there is no room for it."""
     disk = sum(pin.disk for pin in pins)
     print(f"To download: about {size(sum(pin.download for pin in pins))}. On disk: {size(disk)}, in {name}.")
     large = sorted((pin for pin in pins if pin.download >= 5), key=lambda pin: -pin.download)
     for pin in large:
         build = "  as a CPU build" if pin.name == "torch" else ""
         print(f"  {f'{pin.name} {pin.version}':34}{size(pin.download):>7}{build}")
-    print("  and", ", ".join(f"{pin.name} {pin.version}" for pin in pins if pin not in large), flush=True)
+    print("  and", ", ".join(pin.name for pin in pins if pin not in large), flush=True)
+    check_room(disk)
+
+
+def check_room(disk: int) -> None:
+    """End where the disk has not so many MB left."""
     free = shutil.disk_usage(ROOT).free // 10**6
     if free < disk:
         sys.exit(f"There is not so much room: {size(free)} are free.")
@@ -212,34 +226,38 @@ def announce(name: str, pins: list[Pin]) -> None:
 def set_up(environment: Environment, torch_index: str) -> None:
     """Make the environment, or bring it up to date."""
     pins = pins_for(environment.extra)
+    pip, torch = (next(pin for pin in pins if pin.name == name) for name in ("pip", "torch"))
     print(f"Setting up {environment.name} for Firstlight.")
-    stands = environment.alive()
+    stands = environment.state() != ""
     found = packages_of(environment.python if stands else sys.executable)
     if stands and environment.lending and not found.has_torch:
         stands, found = False, packages_of(sys.executable)
     lent = found.has_torch and (not stands or environment.lending is not None)
     if not stands:
         environment.create(found.folders if lent else [])
-    environment.stamp.unlink(missing_ok=True)
+    else:
+        environment.mark("unfinished")
 
-    present = found.versions if stands or lent else {}
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if lent:
         print(f"torch {found.torch} is there: it is used, and left as it is.")
-        pins = [pin for pin in pins if pin.name != "torch"]
         constraints = re.sub(r"(?m)^torch==\S+", f"torch=={found.torch}", constraints)
     elif found.torch and not stands:
-        print(f"{sys.executable} has torch {found.torch}, which is no use: {environment.name} gets its own.")
-    pins = [pin for pin in pins if present.get(pin.name, "").split("+")[0] != pin.version]
-    announce(environment.name, pins)
-
+        lack = "does not work" if found.torch == "broken" else f"is {found.torch}, too old"
+        print(f"The torch of {sys.executable} {lack}: {environment.name} gets one of its own.")
     constraint_file = environment.folder / "constraints.txt"
     constraint_file.write_text(constraints, encoding="utf-8")
-    own_pip = next(pin for pin in pins_for(environment.extra) if pin.name == "pip")
-    environment.install(f"pip=={own_pip.version}")
+
+    present = dict(found.versions) if stands or lent else {}
+    if lent:
+        present["torch"] = torch.version
+    if not stands:
+        present["pip"] = "as old as Python itself"
+    missing = [pin for pin in pins if present.get(pin.name, "").split("+")[0] != pin.version]
+    announce(environment.name, missing)
+    environment.install(f"pip=={pip.version}")
     index = ["--extra-index-url", torch_index] if torch_index else []
-    torch = next((pin for pin in pins if pin.name == "torch"), None)
-    if torch and not index and platform.system() == "Linux" and environment.only_cuda(torch):
+    if torch in missing and not index and platform.system() == "Linux" and environment.only_cuda(torch):
         print(
             f"The package index has torch only with CUDA: {size(CUDA_DOWNLOAD)} to download and "
             f"{size(CUDA_DISK)} on disk, not {size(torch.download)} and {size(torch.disk)}.\n"
@@ -247,12 +265,13 @@ def set_up(environment: Environment, torch_index: str) -> None:
             "CPU wheel index named on pytorch.org.",
             flush=True,
         )
+        check_room(CUDA_DISK)
     environment.install(
         *("--constraint", str(constraint_file), "--build-constraint", str(constraint_file)),
         *index,
         *("--editable", f".[{environment.extra}]"),
     )
-    environment.stamp.write_text(environment.fingerprint())
+    environment.mark(fingerprint())
     print(f"{environment.name} is ready, with torch {packages_of(environment.python).torch}.", flush=True)
 
 
@@ -264,7 +283,7 @@ def main() -> None:
     parser.add_argument("--torch-index", default="", help="one more package index, for torch")
     arguments = parser.parse_args()
     environment = Environment(arguments.name, arguments.extra)
-    if not environment.fits():
+    if environment.state() != fingerprint():
         try:
             set_up(environment, arguments.torch_index)
         except KeyboardInterrupt:

@@ -26,6 +26,7 @@ _ROOMS = {
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.report.opened",
     "InputError": "firstlight.errors",
+    "RunFailed": "firstlight.errors",
     "Diverged": "firstlight.errors",
 }
 

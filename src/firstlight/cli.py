@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from firstlight import __version__
-from firstlight.errors import Diverged, InputError, nearest
+from firstlight.errors import InputError, RunFailed, nearest
 
 
 class Verbs(click.Group):
@@ -93,11 +93,21 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 @click.argument("recipe")
 @_on_recipe
 @_on_out
-def train(recipe: str, settings: Sequence[str], **options: Any) -> None:
+@click.option("--resume", is_flag=True, help="Go on with an unfinished run; start anew where there is none.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    metavar="N",
+    help="Keep a checkpoint so often within an epoch; at its end there is always one.",
+)
+def train(recipe: str, settings: Sequence[str], resume: bool, **options: Any) -> None:
     """Do the whole job: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
     from firstlight.run import train
 
-    train(recipe, **options, **_settings(settings))
+    asked: dict[str, Any] = {**options, **_settings(settings)}
+    train(recipe, resume="auto" if resume else False, **asked)
 
 
 @firstlight.command("find-lr")
@@ -107,7 +117,8 @@ def find_lr(recipe: str, settings: Sequence[str], **options: Any) -> None:
     """Find the learning rates alone; train nothing, write nothing."""
     from firstlight.run import find_lr
 
-    finding = find_lr(recipe, **options, **_settings(settings))
+    asked: dict[str, Any] = {**options, **_settings(settings)}
+    finding = find_lr(recipe, **asked)
     click.echo(str(finding))
     click.echo(f"{finding.method}, {len(finding.rates)} steps, {finding.seconds:.0f} s")
 
@@ -170,6 +181,19 @@ def recipes(name: str | None) -> None:
         click.echo(line)
 
 
+@firstlight.command()
+@_on_data
+def doctor(data_dir: Path | None) -> int:
+    """Check the installation, the machine, the data and the disk; kill a tiny run and resume it."""
+    from firstlight.doctor import examine, table
+
+    checks = list(examine(data_dir))
+    click.echo(table(checks))
+    bad = [check.name for check in checks if check.good is False]
+    click.echo(f"to mend: {', '.join(bad)}" if bad else "all is well")
+    return 1 if bad else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exit with 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -189,10 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         _fail(error.message, error.hint, 2)
-    except Diverged as error:
+    except RunFailed as error:
         if debug:
             raise
-        _fail(str(error), error.hint, 1)
+        _fail(error.message, error.hint, 1)
     except (KeyboardInterrupt, click.Abort):
         if debug:
             raise

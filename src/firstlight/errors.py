@@ -21,10 +21,24 @@ def nearest(word: str, known: "list[str]") -> str:
     return f"Did you mean {close[0]!r}?" if close else "Known: " + ", ".join(sorted(known)) + "."
 
 
-class Diverged(ArithmeticError):
+class RunFailed(RuntimeError):
+    """A run that was begun well cannot go on: disk, memory or arithmetic gave out.
+
+    The shell prints the sentence and the hint, and ends with exit code 1.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n{hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class Diverged(RunFailed):
     """Training met a loss that is not a finite number."""
 
     def __init__(self, step: int, lr: float) -> None:
-        super().__init__(f"the loss stopped being finite at step {step}, learning rate {lr:.4g}")
+        super().__init__(
+            f"the loss stopped being finite at step {step}, learning rate {lr:.4g}",
+            "Try a lower peak rate (--set peak_lr=…) or gradient clipping (--set clip_norm=1).",
+        )
         self.step, self.lr = step, lr
-        self.hint = "Try a lower peak rate (--set peak_lr=…) or gradient clipping (--set clip_norm=1)."

@@ -16,6 +16,7 @@ from firstlight import runtime
 from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
+from firstlight.models.blocks import count_parameters
 from firstlight.recipe import Recipe
 from firstlight.recipes import named
 from firstlight.report.progress import duration
@@ -79,12 +80,12 @@ class Job:
             shape=recipe.schedule,
         )
 
-    def step_seconds(self) -> float:
+    def step_seconds(self, batches: Batches | None = None) -> float:
         """Time a training step on a copy of the network, warm-up apart."""
         state = TrainState.create(copy.deepcopy(self.model), self.recipe.optimizer, self.machine)
         state.model.train()
         seconds = []
-        for _, (images, labels) in zip(range(3), self.batches.epoch(0), strict=False):
+        for _, (images, labels) in zip(range(3), (batches or self.batches).epoch(0), strict=False):
             watch = runtime.Stopwatch(self.machine)
             watch.start()
             train_step(state, images, labels, 0.0, self.objective, self.machine)
@@ -92,23 +93,43 @@ class Job:
             seconds.append(watch.seconds)
         return min(seconds)
 
-    def estimate(self, step_seconds: float) -> dict[str, float]:
-        """Return the seconds that each part of the run will take here, about."""
+    def batch_that_fits(self) -> int | None:
+        """Halve the batch until a step finds memory enough; None where not even one image does."""
+        size = self.recipe.batch_size // 2
+        while size:
+            batches = Batches(
+                self.train, size, self.recipe.augment, seed=self.recipe.seed, machine=self.machine
+            )
+            try:
+                self.step_seconds(batches)
+            except (MemoryError, RuntimeError):
+                size //= 2
+                continue
+            return size
+        return None
+
+    def estimate(self, step_seconds: float, done: int = 0) -> dict[str, float]:
+        """Return the seconds that each part of the run will take here, about, after `done` steps."""
         recipe = self.recipe
         open_rates = recipe.peak_lr is None or recipe.min_lr is None
         # A forward pass is a third of a step. The test set is scored once an epoch, and twice for TTA.
         passes = (recipe.epochs + 2) * len(self.test) + recipe.epochs * recipe.validation
         return {
-            "learning rates": 80 * step_seconds if open_rates else 0.0,
-            "training": recipe.epochs * len(self.batches) * step_seconds,
+            "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
+            "training": (recipe.epochs * len(self.batches) - done) * step_seconds,
             "evaluation": passes / recipe.batch_size * step_seconds / 3,
         }
 
-    def forecast(self) -> str:
-        """Say how long the run will take here."""
-        parts = self.estimate(self.step_seconds())
+    def describe(self, done: int = 0) -> list[str]:
+        """Say what is trained, on what, and how long it will take here from step `done` on."""
+        machine, parts = self.machine, self.estimate(self.step_seconds(), done)
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
-        return f"about {duration(sum(parts.values()))} here ({listed})"
+        return [
+            f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
+            f"{count_parameters(self.model):,} parameters",
+            f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
+            f"about {duration(sum(parts.values()))} here ({listed})",
+        ]
 
     def samples(self) -> dict[str, Tensor]:
         """Return the first training images of epoch 1 with the draws that augment them there."""

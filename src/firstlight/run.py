@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from firstlight import runtime
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import evaluate
 from firstlight.job import Job, resolve
 from firstlight.models.blocks import count_parameters
 from firstlight.recipe import Recipe
 from firstlight.record import contents
+from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
 from firstlight.record.folder import RunFolder
 from firstlight.report.opened import Run
 from firstlight.report.progress import Progress, duration
-from firstlight.training.history import History
-from firstlight.training.loop import Best, TrainState, fit
+from firstlight.resume import check_unchanged, failures_explained, folder_to_resume, is_finished, pinned
+from firstlight.training.history import Epoch, History
+from firstlight.training.loop import TrainState, fit
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.schedule import OneCycle
+from firstlight.training.state import Best, Captured, capture, restore
 
 
 def train(
@@ -31,75 +37,188 @@ def train(
     *,
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
+    epochs: int | str | None = None,
+    seed: int | str | None = None,
     device: str = "auto",
     precision: str = "auto",
+    resume: bool | str = False,
+    checkpoint_minutes: float = 5.0,
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
     """Do the whole job, from data to pictures, and return the finished run.
 
     out: a folder that does not exist yet; by default runs/NAME, with a number when taken.
-    Raises InputError before anything is written, and Diverged where the loss stops being finite.
+    resume: go on from the last checkpoint of an unfinished run, in `out` or else the newest of this
+        recipe, and end with the same bits as if it had never stopped; "auto" starts anew where there
+        is none, and returns a finished run as it is.
+    checkpoint_minutes: a checkpoint is kept at every epoch's end, and so often within one.
+
+    Raises InputError before anything is written, Diverged where the loss stops being finite, and
+    RunFailed where disk or memory give out.
     """
     began = time.perf_counter()
     say = _silent if quiet else _say
     chosen = resolve(recipe, epochs=epochs, seed=seed, **settings)
-    if out is not None and Path(out).exists():
-        raise InputError(f"{out} exists already", "Choose another --out, or remove it.")
+    folder = folder_to_resume(chosen, _path(out), resume)
+    if folder is not None and is_finished(folder):
+        say(f"{folder.path} is finished already")
+        return Run(folder)
+    if folder is None and out is not None and Path(out).exists():
+        raise InputError(f"{out} exists already", "Choose another --out, remove it, or go on with --resume.")
+    if folder is not None:
+        device, precision = pinned(folder, device, precision)
     job = Job.prepare(chosen, _path(data_dir), device, precision)
-    say(
-        f"{chosen.name}: {len(job.train):,} images to train on, {len(job.test):,} to test, "
-        f"{count_parameters(job.model):,} parameters"
-    )
-    say(
-        f"on {job.machine.hardware}; {job.machine.device.type}, {job.machine.precision}, "
-        f"{job.machine.threads} threads"
-    )
-    say(job.forecast())
-    folder = RunFolder.create(chosen.name, _path(out))
-    try:
-        finding = job.find_rates() if chosen.peak_lr is None or chosen.min_lr is None else None
-        schedule = job.schedule(finding)
-    except BaseException:
-        folder.remove(".")  # nothing is trained yet, so nothing is worth keeping
-        raise
-    if finding is not None:
-        say(str(finding))
-        contents.write_finding(folder, finding)
-    contents.write_recipe(folder, chosen)
-    folder.write_json(contents.ENVIRONMENT, job.environment())
-    folder.write_tensors(contents.SAMPLES, job.samples())
-    state = TrainState.create(job.model, chosen.optimizer, job.machine, average_decay=chosen.average_decay)
-    history, best, stopped = _fit(job, state, schedule, folder, quiet)
-    if stopped and not len(history):
-        folder.remove(".")
-        say("stopped before the first epoch was finished; nothing is kept")
-        raise KeyboardInterrupt
-    model = _kept_weights(state, best, folder, history)
-    folder.write_tensors(contents.MODEL, model.state_dict())
-    summary = _summary(job, schedule, history) | {"interrupted": stopped}
-    if not stopped:
-        summary |= _judge(job, model, history, best, folder)
-    summary["wall_seconds"] = time.perf_counter() - began
-    folder.write_json(contents.SUMMARY, summary)
-    if stopped:
-        say(
-            f"stopped after epoch {len(history)} of {chosen.epochs}; weights and history are in {folder.path}"
-        )
-        raise KeyboardInterrupt
-    run = Run(folder)
-    page = run.report()
-    # Written again, because drawing is part of what the user waited for.
-    summary["wall_seconds"] = time.perf_counter() - began
-    folder.write_json(contents.SUMMARY, summary)
+    folder = check_unchanged(job, folder, say) if folder else RunFolder.create(chosen.name, _path(out))
+    with failures_explained(folder, job):
+        with folder.lock():
+            summary = _work(job, folder, checkpoint_minutes, say, quiet, began)
+        if summary["interrupted"]:
+            raise KeyboardInterrupt
+        folder.remove(CHECKPOINTS)
     for line in result_lines(summary, len(job.test)):
         say(line)
+    run = Run(folder)
     for item in run.checklist():
         say(f"  {item}")
-    say(f"pictures  {folder.path / contents.FIGURES}\nreport    {page}")
-    return Run(folder)
+    say(f"pictures  {folder.path / contents.FIGURES}\nreport    {folder.path / contents.REPORT}")
+    return run
+
+
+def _work(
+    job: Job, folder: RunFolder, minutes: float, say: Callable[[str], None], quiet: bool, began: float
+) -> dict[str, Any]:
+    """Find, train, evaluate, write and draw, from wherever the folder's last checkpoint stands."""
+    recipe = job.recipe
+    checkpoints = Checkpoints(folder, say)
+    state = TrainState.create(job.model, recipe.optimizer, job.machine, average_decay=recipe.average_decay)
+    best = Best() if recipe.best_on_validation else None
+    history = History()
+    found = checkpoints.last()
+    if found is not None:
+        tensors, facts = found
+        restore(state, Captured(tensors, facts["state"]), best)
+        history = History.from_json(facts["history"])
+        say(f"going on after step {state.step:,} of {recipe.epochs * len(job.batches):,}")
+    for line in job.describe(done=state.step):
+        say(line)
+    schedule = _schedule(job, folder, say)
+    history, stopped = _fit(job, state, best, history, schedule, checkpoints, minutes, quiet)
+    model = _kept_weights(state, best, checkpoints, history)
+    if model is not None:
+        folder.write_tensors(contents.MODEL, model.state_dict())
+    summary = _summary(job, schedule, history) | checkpoints.cost() | {"interrupted": stopped}
+    if stopped or model is None:
+        say(f"stopped after step {state.step:,}; --resume goes on from there in {folder.path}")
+    else:
+        summary |= _judge(job, model, history, best, checkpoints)
+        contents.write_summary(folder, summary)
+        Run(folder).report()
+    summary["wall_seconds"] = time.perf_counter() - began
+    contents.write_summary(folder, summary)
+    return summary
+
+
+def _schedule(job: Job, folder: RunFolder, say: Callable[[str], None]) -> OneCycle:
+    """Return the schedule; open rates are found first, or read where they were found before."""
+    recipe, finding = job.recipe, contents.read_finding(folder)
+    if finding is None:
+        try:
+            finding = job.find_rates() if recipe.peak_lr is None or recipe.min_lr is None else None
+            job.schedule(finding)  # or the rates do not fit together
+        except BaseException:
+            folder.remove(".")  # nothing is trained yet, so nothing is worth keeping
+            raise
+        contents.write_start(folder, recipe, finding, job.environment(), job.samples())
+    if finding is not None:
+        say(str(finding))
+    return job.schedule(finding)
+
+
+def _fit(
+    job: Job,
+    state: TrainState,
+    best: Best | None,
+    history: History,
+    schedule: OneCycle,
+    checkpoints: Checkpoints,
+    minutes: float,
+    quiet: bool,
+) -> tuple[History, bool]:
+    """Train to the end, or to the first tick after Ctrl-C; keep checkpoints and history on disk."""
+    recipe, saved = job.recipe, time.monotonic()
+    progress = Progress(recipe.epochs * len(job.batches), recipe.epochs, quiet=quiet)
+    with runtime.interruptible() as asked, contextlib.closing(progress):
+        for tick in fit(
+            state, job.batches, schedule, epochs=recipe.epochs, machine=job.machine, objective=job.objective
+        ):
+            progress.update(tick)
+            if tick.epoch is not None:
+                epoch = _validated(tick.epoch, job, state, best)
+                checkpoints.save_snapshot(epoch.epoch, state.trained.state_dict())
+                history = history.with_epoch(epoch)
+                contents.write_history(checkpoints.folder, history)
+                progress.epoch(epoch)
+            if tick.epoch is not None or asked() or time.monotonic() - saved >= 60 * minutes:
+                captured = capture(state, best)
+                facts = {"state": captured.facts, "history": history.to_json()}
+                checkpoints.save(state.step, captured.tensors, facts)
+                saved = time.monotonic()
+            if asked() and tick.step < tick.steps:
+                return history, True
+    return history, False
+
+
+def _validated(epoch: Epoch, job: Job, state: TrainState, best: Best | None) -> Epoch:
+    """Return the epoch with its scores on validation images, where there are some."""
+    if job.validation is None:
+        return epoch
+    seen = evaluate(state.trained, job.validation, job.machine)
+    if best is not None:
+        best.offer(state.trained, epoch.epoch, seen.accuracy)
+    return dataclasses.replace(epoch, validation_loss=seen.loss, validation_accuracy=seen.accuracy)
+
+
+def _kept_weights(
+    state: TrainState, best: Best | None, checkpoints: Checkpoints, history: History
+) -> nn.Module | None:
+    """Return the network with the weights to keep: the best on validation, else the last whole epoch's."""
+    kept = best.weights if best and best.weights else checkpoints.snapshot(len(history))
+    if kept is None:
+        return None
+    model = state.trained
+    model.load_state_dict(kept)
+    return model
+
+
+def _judge(
+    job: Job, model: nn.Module, history: History, best: Best | None, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """Score the test set with the kept weights, and with each epoch's for the curve; write both."""
+    folder = checkpoints.folder
+    plain = evaluate(model, job.test, job.machine)
+    mirrored = evaluate(model, job.test, job.machine, tta=True)
+    contents.write_evaluation(folder, plain, mirrored, job.test)
+    curve: list[tuple[float, float] | None] = []
+    for epoch in history:
+        if epoch.epoch == len(history) and best is None:
+            curve.append((plain.loss, plain.accuracy))
+            continue
+        weights = checkpoints.snapshot(epoch.epoch)
+        if weights is None:  # damaged while the run stood still; the curve has a gap there
+            curve.append(None)
+            continue
+        model.load_state_dict(weights)
+        seen = evaluate(model, job.test, job.machine)
+        curve.append((seen.loss, seen.accuracy))
+    contents.write_history(folder, history.with_test(curve))
+    return {
+        "test_accuracy": plain.accuracy,
+        "test_accuracy_tta": mirrored.accuracy,
+        "test_interval_95": list(plain.interval),
+        "test_loss": plain.loss,
+        "kept_epoch": best.epoch if best else len(history),
+    }
 
 
 def result_lines(summary: dict[str, Any], images: int) -> list[str]:
@@ -117,8 +236,8 @@ def find_lr(
     recipe: str | Recipe,
     *,
     data_dir: str | Path | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
+    epochs: int | str | None = None,
+    seed: int | str | None = None,
     device: str = "auto",
     precision: str = "auto",
     **settings: Any,
@@ -128,77 +247,8 @@ def find_lr(
     return Job.prepare(chosen, _path(data_dir), device, precision).find_rates()
 
 
-def _fit(
-    job: Job, state: TrainState, schedule: OneCycle, folder: RunFolder, quiet: bool
-) -> tuple[History, Best | None, bool]:
-    """Train to the end or to Ctrl-C; after each epoch keep its weights and the history on disk."""
-    recipe, history = job.recipe, History()
-    best = Best() if recipe.best_on_validation else None
-    progress = Progress(recipe.epochs * len(job.batches), recipe.epochs, quiet=quiet)
-    try:
-        for tick in fit(
-            state, job.batches, schedule, epochs=recipe.epochs, machine=job.machine, objective=job.objective
-        ):
-            progress.update(tick)
-            if tick.epoch is None:
-                continue
-            epoch = tick.epoch
-            if job.validation is not None:
-                seen = evaluate(state.trained, job.validation, job.machine)
-                epoch = dataclasses.replace(
-                    epoch, validation_loss=seen.loss, validation_accuracy=seen.accuracy
-                )
-                if best is not None:
-                    best.offer(state.trained, epoch.epoch, seen.accuracy)
-            folder.write_tensors(contents.snapshot(epoch.epoch), state.trained.state_dict())
-            history = history.with_epoch(epoch)
-            contents.write_history(folder, history)
-            progress.epoch(epoch)
-    except KeyboardInterrupt:
-        return history, best, True
-    finally:
-        progress.close()
-    return history, best, False
-
-
-def _kept_weights(state: TrainState, best: Best | None, folder: RunFolder, history: History) -> nn.Module:
-    """Return the network with the weights to keep: the best on validation, else the last epoch's."""
-    model = state.trained
-    kept = best.weights if best and best.weights else folder.read_tensors(contents.snapshot(len(history)))
-    model.load_state_dict(kept)
-    return model
-
-
-def _judge(
-    job: Job, model: nn.Module, history: History, best: Best | None, folder: RunFolder
-) -> dict[str, Any]:
-    """Score the test set with the kept weights and with each epoch's, and remove the snapshots."""
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
-    plain = evaluate(model, job.test, job.machine)
-    mirrored = evaluate(model, job.test, job.machine, tta=True)
-    curve = []
-    for epoch in history:
-        if epoch.epoch == len(history) and best is None:
-            curve.append((plain.loss, plain.accuracy))
-            continue
-        model.load_state_dict(folder.read_tensors(contents.snapshot(epoch.epoch)))
-        seen = evaluate(model, job.test, job.machine)
-        curve.append((seen.loss, seen.accuracy))
-    model.load_state_dict(kept)
-    contents.write_history(folder, history.with_test(curve))
-    folder.remove(contents.CHECKPOINTS)
-    contents.write_evaluation(folder, plain, mirrored, job.test)
-    return {
-        "test_accuracy": plain.accuracy,
-        "test_accuracy_tta": mirrored.accuracy,
-        "test_interval_95": list(plain.interval),
-        "test_loss": plain.loss,
-        "kept_epoch": best.epoch if best else len(history),
-    }
-
-
 def _summary(job: Job, schedule: OneCycle, history: History) -> dict[str, Any]:
-    last = history.epochs[-1]
+    last = history.epochs[-1] if len(history) else None
     return {
         "recipe": job.recipe.name,
         "seed": job.recipe.seed,
@@ -206,12 +256,12 @@ def _summary(job: Job, schedule: OneCycle, history: History) -> dict[str, Any]:
         "test_accuracy": None,
         "test_accuracy_tta": None,
         "test_interval_95": None,
-        "train_accuracy": last.train_accuracy,
-        "train_loss": last.train_loss,
-        "validation_accuracy": last.validation_accuracy,
+        "train_accuracy": last and last.train_accuracy,
+        "train_loss": last and last.train_loss,
+        "validation_accuracy": last and last.validation_accuracy,
         "peak_lr": schedule.peak_lr,
         "min_lr": schedule.min_lr,
-        "train_seconds": last.train_seconds,
+        "train_seconds": last and last.train_seconds,
         "parameters": count_parameters(job.model),
         "device": job.machine.device.type,
         "hardware": job.machine.hardware,

@@ -7,9 +7,11 @@ import ctypes
 import hashlib
 import os
 import platform
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -134,6 +136,31 @@ def seeded(seed: int, *purpose: object) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(stream(seed, *purpose).get_state())
         yield
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Make the first Ctrl-C (or SIGTERM) a request that the yielded function reports; a second interrupts.
+
+    So work can be stopped where its state is whole. Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stopwatch:

@@ -92,12 +92,24 @@ class Cifar10:
         return train, test
 
 
+def is_here() -> bool:
+    """Tell whether FIRSTLIGHT_DATA names a place or the cache has the set, so that nothing is downloaded."""
+    if os.environ.get("FIRSTLIGHT_DATA"):
+        return True
+    cache = cache_folder()
+    return _kept(cache, CIFAR10).load() is not None or find(cache, CIFAR10) is not None
+
+
+def _kept(cache: Path, edition: Edition) -> KeptArrays:
+    return KeptArrays(cache / f"{Cifar10.name}-{edition.digest[:12]}", NAMES, edition.digest)
+
+
 def read_arrays(
     data_dir: Path | None = None, *, edition: Edition = CIFAR10, sources: Sequence[Source] = SOURCES
 ) -> Arrays:
     """Return the arrays `train_images`, `train_labels`, `test_images` and `test_labels`, verified."""
     cache = cache_folder()
-    kept = KeptArrays(cache / f"{Cifar10.name}-{edition.digest[:12]}", NAMES, edition.digest)
+    kept = _kept(cache, edition)
     if data_dir is not None:
         return _from_place(Path(data_dir).expanduser(), kept, edition)
     if named := os.environ.get("FIRSTLIGHT_DATA"):

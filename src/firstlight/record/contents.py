@@ -43,7 +43,6 @@ SAMPLES = "samples.safetensors"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 FIGURES = "figures"
-CHECKPOINTS = "checkpoints"
 
 KEPT_MISTAKES = 2000
 KEPT_RIGHT_PER_CLASS = 30
@@ -59,7 +58,18 @@ class DataFacts:
     std: tuple[float, ...]
 
 
-def write_recipe(folder: RunFolder, recipe: Recipe) -> None:
+def write_start(
+    folder: RunFolder,
+    recipe: Recipe,
+    finding: LRFinding | None,
+    environment: dict[str, Any],
+    samples: dict[str, Tensor],
+) -> None:
+    """Keep what is known before the first step; the recipe comes last and makes the folder a run."""
+    folder.write_tensors(SAMPLES, samples)
+    folder.write_json(ENVIRONMENT, environment)
+    if finding is not None:
+        folder.write_json(FINDING, finding.to_json())
     folder.write_json(RECIPE, {"recipe": recipe.to_json()})
 
 
@@ -81,10 +91,6 @@ def read_data_facts(folder: RunFolder) -> DataFacts:
     return DataFacts(classes, (channels, height, width), mean, std)
 
 
-def write_finding(folder: RunFolder, finding: LRFinding) -> None:
-    folder.write_json(FINDING, finding.to_json())
-
-
 def read_finding(folder: RunFolder) -> LRFinding | None:
     """Return the finding, None where both rates were given."""
     if not folder.has(FINDING):
@@ -100,11 +106,6 @@ def write_history(folder: RunFolder, history: History) -> None:
 
 def read_history(folder: RunFolder) -> History:
     return History.from_jsonl(folder.read_text(HISTORY)) if folder.has(HISTORY) else History()
-
-
-def snapshot(epoch: int) -> str:
-    """Name the file that keeps the weights of an epoch's end."""
-    return f"{CHECKPOINTS}/epoch-{epoch:03d}.safetensors"
 
 
 def write_evaluation(folder: RunFolder, plain: Evaluation, mirrored: Evaluation, images: ImageSet) -> None:
@@ -166,3 +167,7 @@ def read_tensors(folder: RunFolder, name: str) -> dict[str, Tensor] | None:
 def read_summary(folder: RunFolder) -> dict[str, Any]:
     """Return the numbers of the run; empty where it did not get that far."""
     return folder.read_json(SUMMARY) if folder.has(SUMMARY) else {}
+
+
+def write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
+    folder.write_json(SUMMARY, summary)

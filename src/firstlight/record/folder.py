@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -21,6 +25,8 @@ SCHEMA = 1
 """Version of the layout below; raised when an older Firstlight could misread a newer folder."""
 
 RECIPE = "recipe.json"
+ROOT = Path("runs")
+"""Where run folders are made unless another place is named."""
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -47,7 +53,7 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, name: str, out: Path | None = None, root: Path = Path("runs")) -> RunFolder:
+    def create(cls, name: str, out: Path | None = None, root: Path | None = None) -> RunFolder:
         """Make a new folder: `out`, which must not exist yet, or root/name with a number when taken."""
         if out is not None:
             try:
@@ -57,6 +63,7 @@ class RunFolder:
             except OSError as error:
                 raise InputError(f"cannot make the run folder {out}: {error.strerror}") from None
             return cls(out)
+        root = root or ROOT
         for number in range(1, 100_000):
             path = root / (name if number == 1 else f"{name}-{number}")
             try:
@@ -87,6 +94,25 @@ class RunFolder:
                 "Use the Firstlight that wrote it (environment.json says which).",
             )
         return folder
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; a second one is told so. A process that dies lets it go."""
+        # Beside the run, not in it: the folder is removed or finished while the lock is held.
+        digest = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        place = Path(tempfile.gettempdir()) / f"firstlight-{getpass.getuser()}"
+        place.mkdir(exist_ok=True)
+        held = FileLock(place / f"{digest}.lock", timeout=0)
+        try:
+            held.acquire()
+        except Timeout:
+            raise InputError(
+                f"another process is writing into {self.path}", "Wait for it, or choose another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            held.release()
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()

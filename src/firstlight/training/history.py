@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from firstlight.errors import InputError
 
@@ -47,27 +48,43 @@ class History:
     def with_epoch(self, epoch: Epoch) -> History:
         return History((*self.epochs, epoch))
 
-    def with_test(self, scores: Iterable[tuple[float, float]]) -> History:
-        """Return the history with the (loss, accuracy) of each epoch's snapshot on the test set."""
-        pairs = zip(self.epochs, scores, strict=True)
-        return History(tuple(replace(e, test_loss=loss, test_accuracy=acc) for e, (loss, acc) in pairs))
+    def with_test(self, scores: Iterable[tuple[float, float] | None]) -> History:
+        """Return the history with each epoch's (loss, accuracy) on the test set, None where not measured."""
+        return History(
+            tuple(
+                epoch if score is None else replace(epoch, test_loss=score[0], test_accuracy=score[1])
+                for epoch, score in zip(self.epochs, scores, strict=True)
+            )
+        )
 
     def column(self, name: str) -> list[float | None]:
         """Return one field of every epoch."""
         return [getattr(epoch, name) for epoch in self.epochs]
 
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(epoch) for epoch in self.epochs]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Any]) -> History:
+        """Read what `to_json` gave; InputError names the first row that is something else."""
+        known = {field.name for field in fields(Epoch)}
+        epochs = []
+        for number, row in enumerate(rows, 1):
+            try:
+                epochs.append(Epoch(**{key: value for key, value in row.items() if key in known}))
+            except (TypeError, AttributeError) as error:
+                raise InputError(f"row {number} of the history is not an epoch: {error}") from None
+        return cls(tuple(epochs))
+
     def to_jsonl(self) -> str:
-        return "".join(json.dumps(asdict(epoch)) + "\n" for epoch in self.epochs)
+        return "".join(json.dumps(row) + "\n" for row in self.to_json())
 
     @classmethod
     def from_jsonl(cls, text: str) -> History:
-        """Read what `to_jsonl` wrote; InputError names the first line that is something else."""
-        known = {field.name for field in fields(Epoch)}
-        epochs = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                epochs.append(Epoch(**{key: value for key, value in row.items() if key in known}))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(f"line {number} of the history is not an epoch: {error}") from None
-        return cls(tuple(epochs))
+        """Read what `to_jsonl` wrote."""
+        try:
+            return cls.from_json([json.loads(line) for line in text.splitlines()])
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the history is not JSON lines: {error}") from None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -196,17 +194,3 @@ def _raise_if_diverged(state: TrainState, schedule: Callable[[int], float]) -> N
     bad = int(state.first_bad_step)
     if bad >= 0:
         raise Diverged(bad, schedule(bad))
-
-
-@dataclass
-class Best:
-    """The weights of the best epoch so far on validation images; the earlier one wins a tie."""
-
-    accuracy: float = -math.inf
-    epoch: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def offer(self, model: nn.Module, epoch: int, accuracy: float) -> None:
-        if accuracy > self.accuracy:
-            self.accuracy, self.epoch = accuracy, epoch
-            self.weights = copy.deepcopy(model.state_dict())
