@@ -93,6 +93,13 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 @click.argument("recipe")
 @_on_recipe
 @_on_out
+@click.option(
+    "--determinism",
+    default="draws",
+    show_default=True,
+    metavar="LEVEL",
+    help="draws or bits; see docs/resume.md.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run; start anew where there is none.")
 @click.option(
     "--checkpoint-minutes",

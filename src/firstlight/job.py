@@ -44,10 +44,15 @@ class Job:
 
     @classmethod
     def prepare(
-        cls, recipe: Recipe, data_dir: Path | None, device: str = "auto", precision: str = "auto"
+        cls,
+        recipe: Recipe,
+        data_dir: Path | None,
+        device: str = "auto",
+        precision: str = "auto",
+        determinism: str = "draws",
     ) -> Job:
         """Load the data and build the network; nothing is written yet."""
-        machine = runtime.prepare(device, precision)
+        machine = runtime.prepare(device, precision, determinism=determinism)
         train, test = recipe.data.load(data_dir)
         validation = None
         if recipe.validation:
@@ -150,6 +155,7 @@ class Job:
             "precision": machine.precision,
             "threads": machine.threads,
             "allocator": machine.allocator,
+            "determinism": machine.determinism,
             "data": {
                 "source": self.recipe.data.name,
                 "classes": list(train.classes),

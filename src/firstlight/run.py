@@ -41,6 +41,7 @@ def train(
     seed: int | str | None = None,
     device: str = "auto",
     precision: str = "auto",
+    determinism: str = "draws",
     resume: bool | str = False,
     checkpoint_minutes: float = 5.0,
     quiet: bool = False,
@@ -68,7 +69,7 @@ def train(
         raise InputError(f"{out} exists already", "Choose another --out, remove it, or go on with --resume.")
     if folder is not None:
         device, precision = pinned(folder, device, precision)
-    job = Job.prepare(chosen, _path(data_dir), device, precision)
+    job = Job.prepare(chosen, _path(data_dir), device, precision, determinism)
     folder = check_unchanged(job, folder, say) if folder else RunFolder.create(chosen.name, _path(out))
     with failures_explained(folder, job):
         with folder.lock():

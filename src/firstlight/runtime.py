@@ -21,6 +21,7 @@ from firstlight.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DETERMINISM = ("draws", "bits")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +34,7 @@ class Machine:
     threads: int
     hardware: str
     allocator: str = "default"
+    determinism: str = "draws"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,12 +60,21 @@ class Machine:
             torch.mps.synchronize()
 
 
-def prepare(device: str = "auto", precision: str = "auto", *, tune_memory: bool = True) -> Machine:
+def prepare(
+    device: str = "auto", precision: str = "auto", *, determinism: str = "draws", tune_memory: bool = True
+) -> Machine:
     """Choose device and precision, and set the memory allocator for training.
+
+    determinism: "draws" gives the same order, augmentation and initial weights everywhere; "bits"
+        asks a GPU, at some cost, also for the same arithmetic in the same order, which a CPU always gives.
 
     On a CPU `auto` precision is whichever of bf16 and fp32 is faster in a short measurement; on a
     CUDA device bf16 where it is native, else fp16; on MPS fp32.
     """
+    if determinism not in DETERMINISM:
+        raise InputError(
+            f"unknown level of determinism {determinism!r}", "Known: " + ", ".join(DETERMINISM) + "."
+        )
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}", "Known: " + ", ".join(DEVICES) + ".")
     if precision not in PRECISIONS:
@@ -79,7 +90,14 @@ def prepare(device: str = "auto", precision: str = "auto", *, tune_memory: bool 
     chosen = torch.device(device)
     if precision == "auto":
         precision = _faster_precision(chosen)
-    return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator)
+    if device == "cpu":
+        determinism = "bits"
+    elif determinism == "bits":
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS asks for it, before its first call
+        torch.use_deterministic_algorithms(True)
+    return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator, determinism)
 
 
 def _faster_precision(device: torch.device) -> str:

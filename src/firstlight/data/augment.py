@@ -145,12 +145,15 @@ def normalise(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Turn uint8 N×C×H×W images into (value / 255 - mean) / std, channels-last, of type `dtype`."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(
-        1, -1, 1, 1
-    )
+    scale = _per_channel([1 / (255 * s) for s in std], images.device)
+    shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], images.device)
     wide = images.to(torch.float32, memory_format=torch.channels_last)
     return torch.addcmul(shift, wide, scale).to(dtype)
+
+
+def _per_channel(numbers: list[float], device: torch.device) -> Tensor:
+    # A blocking copy would make the host wait for the GPU at every batch.
+    return torch.tensor(numbers).to(device, non_blocking=True).view(1, -1, 1, 1)
 
 
 def augment(

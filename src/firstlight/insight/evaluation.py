@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from firstlight.data.batches import in_order
 from firstlight.data.images import ImageSet
+from firstlight.models.blocks import evaluating
 from firstlight.runtime import Machine
 
 
@@ -104,10 +105,5 @@ def evaluate(
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Set the model to evaluation without gradients, and back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
+from firstlight.models.blocks import evaluating
 
 MIN_GRID = 7
 """A grid narrower than this is too coarse to point at anything; see `default_endpoint`."""
@@ -46,6 +47,8 @@ def gradcam(
     endpoint: a name from `model.endpoints()`; by default the deepest whose grid is at least 7 wide.
     The model's mode and its parameters' gradients are left as they were.
     """
+    if targets.shape != images.shape[:1]:
+        raise InputError(f"{len(images)} images need {len(images)} targets, not {tuple(targets.shape)}")
     modules = endpoints(model)
     if endpoint is None:
         endpoint = default_endpoint(model, images[:1])
@@ -99,11 +102,9 @@ def watch(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[dict[s
         return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    training = model.training
-    model.eval()
     try:
-        yield seen
+        with evaluating(model):
+            yield seen
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +52,11 @@ def layers(model: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
 
     watched = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
     hooks = [module.register_forward_hook(note) for module in watched]
-    training, parameter = model.training, next(model.parameters())
+    parameter = next(model.parameters())
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return rows
@@ -76,6 +77,18 @@ def _operation(module: nn.Module) -> str:
             return "add the block's input, once"
         case _:
             return type(module).__name__
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set a model to evaluation, and each of its modules back to its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def count_parameters(model: nn.Module) -> int:

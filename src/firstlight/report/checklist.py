@@ -69,7 +69,7 @@ def checklist(
         Line(f"batch size {recipe.batch_size}, last short batch dropped", recipe.batch_size == 512),
         Line(f"{recipe.epochs} epochs", ran(recipe.epochs == 24, done)),
         Line(
-            f"one-cycle, {recipe.schedule}, highest at the end of epoch {recipe.peak_epoch:g}",
+            f"one-cycle, {recipe.schedule}, highest at the end of epoch {recipe.peak_epoch:.3g}",
             ran(recipe.peak_epoch == 5, peaks),
         ),
         Line(f"both rates found{numbers}" if found else f"rates given{numbers}", ran(found, done)),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from firstlight import runtime
@@ -25,9 +24,10 @@ from firstlight.models.blocks import layers
 from firstlight.recipe import Recipe
 from firstlight.record import contents
 from firstlight.record.folder import RunFolder
-from firstlight.report import figures
+from firstlight.report import figures, galleries
 from firstlight.report.checklist import Line, checklist
 from firstlight.report.page import write_page
+from firstlight.report.style import Figure, to_png
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.schedule import OneCycle
@@ -71,6 +71,11 @@ class Run:
     @cached_property
     def data(self) -> contents.DataFacts:
         return contents.read_data_facts(self.folder)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware, and the data with its hashes."""
+        return self.folder.read_json(contents.ENVIRONMENT)
 
     @cached_property
     def history(self) -> History:
@@ -169,7 +174,7 @@ class Run:
 
     def augmentations(self) -> Figure:
         samples = _there(contents.read_tensors(self.folder, contents.SAMPLES), "augmented samples")
-        return figures.augmentations(
+        return galleries.augmentations(
             samples, self.recipe.augment, self.data.mean, self.data.std, self.data.classes
         )
 
@@ -177,7 +182,7 @@ class Run:
         return figures.confusion(self.evaluation)
 
     def misclassified(self, count: int = 24) -> Figure:
-        return figures.misclassified(self.evaluation, *self._pictures(), count=count)
+        return galleries.misclassified(self.evaluation, *self._pictures(), count=count)
 
     def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
         """Show what spoke for the predicted and for the true class of the worst mistakes."""
@@ -186,7 +191,7 @@ class Run:
         chosen = images[: len(worst)]
         predicted = self.heatmaps(chosen, self.evaluation.predictions[worst], endpoint)
         true = self.heatmaps(chosen, self.evaluation.labels[worst], endpoint)
-        return figures.gradcam(self.evaluation, images, indices, predicted, true, count=count)
+        return galleries.gradcam(self.evaluation, images, indices, predicted, true, count=count)
 
     def heatmaps(self, images: Tensor, targets: Tensor, endpoint: str | None = None) -> Heatmaps:
         """Compute Grad-CAM for uint8 N×C×H×W images and one class each."""
@@ -222,9 +227,11 @@ class Run:
             except InputError as error:
                 missing[name] = error.message
                 continue
-            drawn[name] = figures.to_png(figure)
+            drawn[name] = to_png(figure)
             self.folder.write(f"{contents.FIGURES}/{name}.png", drawn[name])
-        return write_page(self, drawn, missing)
+        lines = self.checklist() if self.folder.has(contents.MODEL) else []
+        recipe = self.recipe.to_json()
+        return write_page(self.folder, drawn, missing, self.summary, self.environment, recipe, lines)
 
 
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from firstlight.errors import Diverged
+from firstlight.errors import Diverged, InputError
 from firstlight.runtime import Machine, Stopwatch
 from firstlight.training.history import Epoch
 from firstlight.training.optimizers import OptimizerSpec
@@ -188,6 +188,9 @@ def fit(
             state.model.train()
             last_tick = time.perf_counter()
             watch.start()
+        if state.step < (epoch + 1) * len(batches):
+            given = state.step - epoch * len(batches)
+            raise InputError(f"epoch {epoch + 1} gave {given} batches where {len(batches)} were promised")
 
 
 def _raise_if_diverged(state: TrainState, schedule: Callable[[int], float]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.runtime import Machine
+from firstlight.runtime import Machine, seeded
 from firstlight.training.loop import BatchSource, Objective, TrainState, train_step
 from firstlight.training.optimizers import OptimizerSpec
 
@@ -22,7 +22,8 @@ from firstlight.training.optimizers import OptimizerSpec
 class LRFinding:
     """What a range test saw and concluded.
 
-    rates, losses, smoothed: one entry per step, up to where the test stopped.
+    rates, losses, smoothed: one entry per step, up to where the test stopped. A loss above twice the first,
+        or not finite, is kept as twice the first.
     peak_because, min_because: one sentence each on how the rate was chosen.
     """
 
@@ -54,6 +55,7 @@ class LRFinding:
 
 FALL_REACHED = 0.1
 FALL_LOST = 0.5
+CEILING = 2.0
 STEPS_PER_DECADE = 20
 SMOOTHING_STEPS = 3.0
 
@@ -83,14 +85,20 @@ def range_test(
     state.model.train()
     rates: list[float] = []
     losses: list[float] = []
-    for step, (images, labels) in zip(range(steps), _endless(batches), strict=False):
-        rates.append(lowest * (highest / lowest) ** (step / (steps - 1)))
-        losses.append(float(train_step(state, images, labels, rates[-1], objective, machine)))
-        if not math.isfinite(losses[-1]):
-            rates.pop(), losses.pop()
-            break
-        if _is_lost(losses):
-            break
+    # What draws from the global stream, such as dropout, must not move the caller's.
+    with seeded(0, "range test"):
+        for step, (images, labels) in zip(range(steps), _endless(batches), strict=False):
+            rate = lowest * (highest / lowest) ** (step / (steps - 1))
+            loss = float(train_step(state, images, labels, rate, objective, machine))
+            finite = math.isfinite(loss)
+            if not losses and not finite:
+                break
+            # One huge loss, smoothed, would drown a decade of rates before it.
+            ceiling = CEILING * losses[0] if losses else loss
+            rates.append(rate)
+            losses.append(min(loss, ceiling) if finite else ceiling)
+            if not finite or _is_lost(losses):
+                break
     smoothed = smooth(losses)
     low, peak = bracket(smoothed)
     fall = f"from {smoothed[0]:.2f} to {min(smoothed):.2f}"

@@ -32,7 +32,7 @@ class SGD:
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
     ) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=lr,
             momentum=self.momentum,
@@ -40,6 +40,11 @@ class SGD:
             nesterov=self.nesterov,
             fused=fused,
         )
+        if fused and self.momentum:
+            # torch leaves them unwritten where loss scaling skips the very first step, as fp16 often does.
+            for weight in optimizer.param_groups[0]["params"]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return optimizer
 
 
 @dataclass(frozen=True)

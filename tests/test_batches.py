@@ -1,0 +1,141 @@
+"""An epoch is planned from (seed, epoch) alone, and batches are that plan carried out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CPU, global_random_states, image_set, random_images
+
+from firstlight.data.augment import Crop, Cutout, FlipLR, augment, normalise
+from firstlight.data.batches import Batches, Plan, in_order, plan_epoch
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+
+AUGMENTATIONS = (Crop(8, pad=2), FlipLR(), Cutout(2))
+
+
+def same(first: Plan, second: Plan) -> bool:
+    pairs = zip((first.order, *first.draws), (second.order, *second.draws), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def marked(count: int) -> ImageSet:
+    """Return images whose every pixel is the image's place, and whose label is the place too."""
+    pixels = torch.arange(count).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    classes = tuple(map(str, range(count)))
+    images = replace(image_set(count), images=pixels, labels=torch.arange(count), classes=classes)
+    return replace(images, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+def test_a_plan_depends_on_seed_and_epoch_alone() -> None:
+    before = global_random_states()
+    plan = plan_epoch(image_set(24), AUGMENTATIONS, 0, 3)
+    for epoch in range(5):
+        plan_epoch(image_set(24), AUGMENTATIONS, 0, epoch)
+    other_pictures = replace(image_set(24), images=random_images(24, seed=5))
+    assert same(plan, plan_epoch(other_pictures, AUGMENTATIONS, 0, 3))
+    assert global_random_states() == before
+
+
+def test_plans_differ_between_epochs_and_seeds() -> None:
+    plans = [
+        plan_epoch(image_set(24), AUGMENTATIONS, seed, epoch)
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
+    ]
+    for tensors in zip(*((plan.order, *plan.draws) for plan in plans), strict=True):
+        assert len({tuple(tensor.flatten().tolist()) for tensor in tensors}) == len(plans)
+
+
+def test_every_image_comes_once_with_draws_of_its_own() -> None:
+    plan = plan_epoch(image_set(24), AUGMENTATIONS, 0, 0)
+    assert sorted(plan.order.tolist()) == list(range(24))
+    assert [tuple(drawn.shape) for drawn in plan.draws] == [(24, 2), (24, 1), (24, 2)]
+    part = plan.rows(5, 9)
+    assert part.order.tolist() == plan.order[5:9].tolist()
+    assert [drawn.tolist() for drawn in part.draws] == [drawn[5:9].tolist() for drawn in plan.draws]
+
+
+def test_two_of_a_kind_draw_differently() -> None:
+    first, second = plan_epoch(image_set(24), (Cutout(2), Cutout(2)), 0, 0).draws
+    assert not torch.equal(first, second)
+
+
+def test_the_order_stays_what_finished_runs_saw() -> None:
+    assert plan_epoch(image_set(10), (), 0, 0).order.tolist() == GOLDEN_ORDER
+    assert plan_epoch(image_set(10), (FlipLR(),), 7, 2).draws[0].flatten().tolist() == GOLDEN_FLIPS
+
+
+GOLDEN_ORDER = [0]
+GOLDEN_FLIPS = [0]
+
+
+def test_a_later_augmentation_sees_the_size_that_an_earlier_one_leaves() -> None:
+    with pytest.raises(InputError, match="4×4"):
+        plan_epoch(image_set(4), (Crop(4, pad=0), Cutout(5)), 0, 0)
+    plan = plan_epoch(image_set(200), (Crop(4, pad=0), Cutout(3)), 0, 0)
+    assert plan.draws[1].unique().tolist() == [0, 1]
+
+
+def test_labels_belong_to_images_and_the_short_batch_is_dropped() -> None:
+    batches = Batches(marked(23), 5, seed=4, machine=CPU)
+    assert len(batches) == 4
+    given = list(batches.epoch(2))
+    assert [tuple(images.shape) for images, _ in given] == [(5, 3, 8, 8)] * 4
+    for images, labels in given:
+        assert labels.dtype == torch.int64
+        torch.testing.assert_close(images, labels.view(-1, 1, 1, 1).float().expand_as(images))
+    seen = torch.cat([labels for _, labels in given])
+    assert torch.equal(seen, plan_epoch(marked(23), (), 4, 2).order[:20])
+
+
+def test_batches_carry_out_the_plan() -> None:
+    images = image_set(24)
+    batches = Batches(images, 7, AUGMENTATIONS, seed=0, machine=CPU)
+    plan = plan_epoch(images, AUGMENTATIONS, 0, 1)
+    for number, (given, labels) in enumerate(batches.epoch(1)):
+        part = plan.rows(7 * number, 7 * number + 7)
+        pixels = images.images[part.order]
+        assert torch.equal(given, augment(pixels, AUGMENTATIONS, part.draws, images.mean, images.std))
+        assert torch.equal(labels, images.labels[part.order])
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4])
+def test_an_epoch_goes_on_where_it_was_left(first: int) -> None:
+    batches = Batches(image_set(24), 6, AUGMENTATIONS, seed=0, machine=CPU)
+    whole, rest = list(batches.epoch(1)), list(batches.epoch(1, first))
+    assert len(rest) == 4 - first
+    for (images, labels), (images_again, labels_again) in zip(whole[first:], rest, strict=True):
+        assert torch.equal(images, images_again)
+        assert torch.equal(labels, labels_again)
+
+
+def test_batches_are_in_the_machines_precision() -> None:
+    images, _ = next(Batches(image_set(8), 4, seed=0, machine=replace(CPU, precision="bf16")).epoch(0))
+    assert images.dtype == torch.bfloat16
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_touch_no_global_stream() -> None:
+    before = global_random_states()
+    list(Batches(image_set(24), 6, AUGMENTATIONS, seed=0, machine=CPU).epoch(0))
+    list(in_order(image_set(24), 5, CPU))
+    assert global_random_states() == before
+
+
+@pytest.mark.parametrize(("size", "says"), [(25, "larger than the 24"), (0, "at least 1"), (-3, "at least 1")])
+def test_impossible_batch_sizes_are_refused(size: int, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Batches(image_set(24), size, seed=0, machine=CPU)
+
+
+def test_a_batch_may_hold_every_image() -> None:
+    assert len(Batches(image_set(24), 24, seed=0, machine=CPU)) == 1
+
+
+def test_in_order_gives_every_image_once() -> None:
+    images = image_set(11)
+    given = list(in_order(images, 4, CPU))
+    assert [len(part) for part in given] == [4, 4, 3]
+    assert torch.equal(torch.cat(given), normalise(images.images, images.mean, images.std))

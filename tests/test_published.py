@@ -1,0 +1,66 @@
+"""What is published: README numbers come from rows, and rows from evidence that can be opened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firstlight.record import contents
+from firstlight.record.folder import RunFolder
+from firstlight.report.opened import Run
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results.csv"
+
+
+def rows() -> list[dict[str, str]]:
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_readme_says_what_the_rows_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_number_in_the_readme_is_noticed(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import tables
+    finally:
+        sys.path.pop(0)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    altered = re.sub(r"(<!-- accuracy -->\*\*)\d", r"\g<1>7", text)
+    assert altered != text and tables.filled(altered, rows()) == text
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in rows() if row.get("evidence")], ids=lambda row: row["evidence"]
+)
+def test_a_rows_accuracy_follows_from_its_evidence(row: dict[str, str], tmp_path: Path) -> None:
+    folder = ROOT / "benchmarks" / "runs" / row["evidence"]
+    run = Run.open(folder)
+    assert run.recipe.name == row["recipe"] and len(run.history) == int(row["epochs"])
+    assert run.evaluation.accuracy == pytest.approx(float(row["test_accuracy"]), abs=2e-4)  # kept as float16
+    assert json.loads((folder / contents.SUMMARY).read_text())["peak_lr"] == float(row["peak_lr"])
+    assert not (folder / contents.PICTURES).exists() and not (folder / contents.SAMPLES).exists()
+
+
+def test_evidence_can_be_drawn_from(tmp_path: Path) -> None:
+    import shutil
+
+    names = [row["evidence"] for row in rows() if row.get("evidence")]
+    shutil.copytree(ROOT / "benchmarks" / "runs" / names[0], tmp_path / "run")
+    page = Run(RunFolder.open(tmp_path / "run")).report()
+    assert page.is_file() and (tmp_path / "run" / "figures" / "learning_curves.png").is_file()
