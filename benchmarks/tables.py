@@ -28,7 +28,7 @@ def results(rows: list[dict[str, str]]) -> str:
             key = row["recipe"], row["hardware"], row["precision"], row["epochs"]
             groups.setdefault(key, []).append(row)
     lines = [
-        "| recipe | epochs | n | test accuracy, no TTA | sd | 95 % interval | with TTA | training | hardware |",
+        "| recipe | epochs | n | accuracy, no TTA | sd | 95 % interval | with TTA | training | hardware |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (recipe, hardware, precision, epochs), runs in groups.items():

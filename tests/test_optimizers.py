@@ -14,7 +14,9 @@ def weight() -> nn.Parameter:
     return nn.Parameter(torch.randn(64, generator=stream(0, "weight")))
 
 
-def after_steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, overflows: tuple[int, ...]) -> Tensor:
+def after_steps(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, overflows: tuple[int, ...]
+) -> Tensor:
     """Return the weights after five scaled steps on their squares, some with an infinite gradient."""
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for step in range(5):
@@ -27,7 +29,9 @@ def after_steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, overf
 
 
 @pytest.mark.parametrize("overflows", [(), (2,), (0,), (0, 1, 3)])
-@pytest.mark.parametrize("spec", [SGD(), SGD(nesterov=False), SGD(momentum=0.0, nesterov=False), Adam(), AdamW()])
+@pytest.mark.parametrize(
+    "spec", [SGD(), SGD(nesterov=False), SGD(momentum=0.0, nesterov=False), Adam(), AdamW()]
+)
 def test_a_fused_step_that_overflows_is_no_step(spec: OptimizerSpec, overflows: tuple[int, ...]) -> None:
     # Memory that torch hands out again unwritten is then not zero by luck.
     torch.full((64,), 1e30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -36,29 +37,35 @@ def of_torch(schedule: OneCycle) -> list[float]:
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 @pytest.mark.parametrize(
     ("total_steps", "peak_step", "peak_lr", "min_lr"),
-    [(2328, 484, 0.4, 0.004), (10, 1, 1.0, 0.5), (97, 50, 0.03, 1e-6), (30, 28, 2.0, 0.02), (3, 1, 0.1, 0.01)],
+    [
+        (2328, 484, 0.4, 0.004),
+        (10, 1, 1.0, 0.5),
+        (97, 50, 0.03, 1e-6),
+        (30, 28, 2.0, 0.02),
+        (3, 1, 0.1, 0.01),
+    ],
 )
-def test_it_equals_torch(
-    total_steps: int, peak_step: int, peak_lr: float, min_lr: float, shape: str
-) -> None:
+def test_it_equals_torch(total_steps: int, peak_step: int, peak_lr: float, min_lr: float, shape: str) -> None:
     schedule = OneCycle(peak_lr, min_lr, total_steps, peak_step, shape)
     assert [schedule(step) for step in range(total_steps)] == pytest.approx(of_torch(schedule), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
-@pytest.mark.parametrize(("peak_lr", "min_lr"), [(0.4, 0.0018), (0.1, 0.0), (0.3, 0.1), (0.7, 0.7)])
+@pytest.mark.parametrize(("peak_lr", "min_lr"), [(0.4, 0.0018), (0.1, 0.0), (0.9, 0.2)])
 def test_the_assignments_ends_and_peak_are_exact(peak_lr: float, min_lr: float, shape: str) -> None:
-    schedule = OneCycle.over_epochs(
-        peak_lr, min_lr, epochs=24, peak_epoch=5, steps_per_epoch=97, shape=shape
-    )
+    schedule = OneCycle.over_epochs(peak_lr, min_lr, epochs=24, peak_epoch=5, steps_per_epoch=97, shape=shape)
     rates = [schedule(step) for step in range(24 * 97)]
     peak = 5 * 97 - 1
     assert (rates[0], rates[peak], rates[-1]) == (min_lr, peak_lr, min_lr)
     assert min(rates) == min_lr
-    if min_lr < peak_lr:
-        assert rates.count(peak_lr) == 1
-        assert all(one < next_one for one, next_one in zip(rates[:peak], rates[1 : peak + 1], strict=True))
-        assert all(one > next_one for one, next_one in zip(rates[peak:-1], rates[peak + 1 :], strict=True))
+    assert rates.count(peak_lr) == 1
+    assert all(one < then for one, then in itertools.pairwise(rates[: peak + 1]))
+    assert all(one > then for one, then in itertools.pairwise(rates[peak:]))
+
+
+def test_equal_rates_are_constant() -> None:
+    schedule = OneCycle(0.7, 0.7, 100, 30)
+    assert [schedule(step) for step in range(100)] == pytest.approx([0.7] * 100, rel=1e-12)
 
 
 def test_linear_means_even_steps() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the core share: a plain machine, a few images, a small network, the global random states."""
+"""What the tests of the core share: a plain machine, a few images, a small network, random states."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from firstlight.runtime import Machine, seeded, stream
 CPU = Machine(torch.device("cpu"), "fp32", 1, "test")
 
 
-def random_images(
-    count: int, channels: int = 3, height: int = 8, width: int = 8, *, seed: int = 0
-) -> Tensor:
+def random_images(count: int, channels: int = 3, height: int = 8, width: int = 8, *, seed: int = 0) -> Tensor:
     """Return uint8 noise, count×channels×height×width."""
     size = (count, channels, height, width)
     return torch.randint(0, 256, size, generator=stream(seed, "images"), dtype=torch.uint8)
@@ -58,11 +56,11 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """Return a hash over the bits of tensors."""
     sha = hashlib.sha256()
     for tensor in tensors:
-        sha.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        sha.update(tensor.detach().numpy().tobytes())
     return sha.hexdigest()
 
 
 def global_random_states() -> tuple[object, ...]:
     """Return the states of the global streams of torch, numpy and Python, to be compared."""
-    kind, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().tolist(), kind, keys.tolist(), rest, random.getstate()
+    numpy = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().tolist(), numpy["key"].tolist(), numpy["pos"], random.getstate()

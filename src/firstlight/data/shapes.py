@@ -1,8 +1,6 @@
 """`Shapes`: ten kinds of object, drawn by arithmetic, for when there is nothing to download.
 
-Every machine draws the same bytes: random bits come from a counter and a hash (SplitMix64), and everything
-after them is integer arithmetic. A field is a signed distance to an edge, positive inside; coverage, 0…256, is
-that distance cut to a ramp one pixel wide, which smooths the edge.
+Coverage, 0…256, is a field (see `shape_fields`) cut to a ramp one pixel wide, which smooths the edge.
 """
 
 from __future__ import annotations
@@ -18,77 +16,14 @@ import torch
 from torch import Tensor
 
 from firstlight.data.images import ImageSet, statistics
+from firstlight.data.shape_fields import FIELDS, KINDS, Draws, Plane, Words, disc, turn
 from firstlight.errors import InputError
 
-Words = npt.NDArray[np.uint64]
-Plane = npt.NDArray[np.int32]  # n×32×32, or n×1×1 for one number per image
 Paint = npt.NDArray[np.int32]  # n×3×32×32, or n×3×1×1 for one colour per image
-Field = Callable[[Plane, Plane, Plane], Plane]
 
 _SIDE = 32
 _CHUNK = 64  # large enough to hide Python's cost, small enough for a plane to stay in the cache
 _FIRST_TEST = 10**10  # a multiple of ten that no training set reaches, so the two never share an image
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = 2**64 - 1
-
-# round(16384 · sin d°) for d = 0…90, written out because a sine's last bit differs between maths libraries.
-_SINE = (
-    (0, 286, 572, 857, 1143, 1428, 1713, 1997, 2280, 2563, 2845, 3126, 3406, 3686, 3964, 4240)
-    + (4516, 4790, 5063, 5334, 5604, 5872, 6138, 6402, 6664, 6924, 7182, 7438, 7692, 7943, 8192)
-    + (8438, 8682, 8923, 9162, 9397, 9630, 9860, 10087, 10311, 10531, 10749, 10963, 11174, 11381, 11585)
-    + (
-        11786,
-        11982,
-        12176,
-        12365,
-        12551,
-        12733,
-        12911,
-        13085,
-        13255,
-        13421,
-        13583,
-        13741,
-        13894,
-        14044,
-        14189,
-    )
-    + (
-        14330,
-        14466,
-        14598,
-        14726,
-        14849,
-        14968,
-        15082,
-        15191,
-        15296,
-        15396,
-        15491,
-        15582,
-        15668,
-        15749,
-        15826,
-    )
-    + (
-        15897,
-        15964,
-        16026,
-        16083,
-        16135,
-        16182,
-        16225,
-        16262,
-        16294,
-        16322,
-        16344,
-        16362,
-        16374,
-        16382,
-        16384,
-    )
-)
 
 # Six colours each, from which every picture takes its ground, object and clutter.
 _PALETTES = (
@@ -105,138 +40,6 @@ _PALETTES = (
     (0x006D77, 0x83C5BE, 0xEDF6F9, 0xFFDDD2, 0xE29578, 0x3B3355),
     (0x10002B, 0x3C096C, 0xC77DFF, 0xFF9E00, 0xFFD6A5, 0x2EC4B6),
 )
-
-
-def _mix(words: Words) -> Words:
-    """Return SplitMix64's finaliser of each word (Steele, Lea and Flood, 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-class _Draws:
-    """The random numbers of some images; an image's depend only on the seed, the purpose and its own index."""
-
-    def __init__(self, seed: int, purpose: int, indices: Words) -> None:
-        start = _mix(np.array([(seed + purpose * _GOLDEN) & _WORD], dtype=np.uint64))
-        self._keys = _mix(_mix(start) + indices * np.uint64(_GOLDEN))
-        self._used = 0
-
-    def words(self, number: int) -> Words:
-        """Return the next `number` words of each image, n×number."""
-        counter = np.arange(self._used + 1, self._used + 1 + number, dtype=np.uint64)
-        self._used += number
-        return _mix(self._keys[:, None] + counter * np.uint64(_GOLDEN))
-
-    def between(self, low: int, high: int, number: int = 1) -> Plane:
-        """Return whole numbers from `low` to `high`, both included, n×number×1."""
-        scaled = (self.words(number) >> np.uint64(40)) * np.uint64(high - low + 1) >> np.uint64(24)
-        return (scaled.astype(np.int32) + np.int32(low))[:, :, None]
-
-    def chance(self, of_hundred: int) -> Plane:
-        """Return 1 with a chance of so many in a hundred, else 0; n×1×1."""
-        return (self.between(0, 99) < of_hundred).astype(np.int32)
-
-    def order(self, number: int) -> npt.NDArray[np.intp]:
-        """Return the numbers below `number` in a random order for each image, n×number."""
-        return np.argsort(self.words(number), axis=1, kind="stable")
-
-
-def _cosine(degrees: Plane) -> Plane:
-    """Return 16384 · cos of whole degrees."""
-    quarter = np.array(_SINE, dtype=np.int32)
-    wave = np.concatenate([quarter[:0:-1], -quarter[:-1], -quarter[:0:-1], quarter[:-1]])
-    return wave[degrees % 360]
-
-
-def _turn(x: Plane, y: Plane, degrees: Plane) -> tuple[Plane, Plane]:
-    """Return the point in axes turned by whole degrees."""
-    cosine, sine = _cosine(degrees), _cosine(degrees - 90)
-    return (x * cosine + y * sine) >> 14, (y * cosine - x * sine) >> 14
-
-
-def _disc(x: Plane, y: Plane, radius: Plane | int) -> Plane:
-    # |p|² is replaced by its tangent at the edge, which is exact where it matters and needs no root.
-    return (radius * radius - x * x - y * y) // (2 * radius)
-
-
-def _sides(x: Plane, y: Plane, number: int, apothem: int) -> list[Plane]:
-    corners = np.array([[[360 * side // number + 90]] for side in range(number)], dtype=np.int32)
-    return [
-        apothem - ((x * c + y * s) >> 14)
-        for c, s in zip(_cosine(corners), _cosine(corners - 90), strict=True)
-    ]
-
-
-# The kinds: fields in the object's own axes, where 1024 is its radius; `trait`, 0…255, is thick or thin. All
-# are their own mirror image, so a horizontal flip never changes the class.
-
-
-def _circle(x: Plane, y: Plane, trait: Plane) -> Plane:
-    return _disc(x, y, 980)
-
-
-def _ring(x: Plane, y: Plane, trait: Plane) -> Plane:
-    return np.minimum(_disc(x, y, 1000), -_disc(x, y, 400 + trait))
-
-
-def _crescent(x: Plane, y: Plane, trait: Plane) -> Plane:
-    return np.minimum(_disc(x - 200, y, 1060), -_disc(x - 500 - (trait >> 1), y, 860))
-
-
-def _heart(x: Plane, y: Plane, trait: Plane) -> Plane:
-    x, y = np.abs(x), y - 90
-    return np.maximum(((860 - x - np.abs(y)) * 724) >> 10, _disc(x - 430, y + 430, 608))
-
-
-def _flower(x: Plane, y: Plane, trait: Plane) -> Plane:
-    field = _disc(x, y, 520)
-    for petal in range(5):
-        angle = np.array([[[72 * petal]]], dtype=np.int32)
-        away, aside = _turn(x, y, angle)
-        field = np.maximum(field, _disc(away - 640, aside, 330 + (trait >> 2)))
-    return field
-
-
-def _triangle(x: Plane, y: Plane, trait: Plane) -> Plane:
-    return np.minimum.reduce(_sides(x, y - 80, 3, 580))
-
-
-def _square(x: Plane, y: Plane, trait: Plane) -> Plane:
-    return 820 - np.maximum(np.abs(x), np.abs(y))
-
-
-def _hexagon(x: Plane, y: Plane, trait: Plane) -> Plane:
-    return np.minimum.reduce(_sides(x, y, 6, 900))
-
-
-def _star(x: Plane, y: Plane, trait: Plane) -> Plane:
-    # A pentagram is where a point lies inside at least four of its five lines: the second smallest decides.
-    least, second = _sides(x, y, 5, 380)[0], np.full_like(x, 2**24)
-    for side in _sides(x, y, 5, 380)[1:]:
-        second = np.minimum(second, np.maximum(least, side))
-        least = np.minimum(least, side)
-    return second
-
-
-def _cross(x: Plane, y: Plane, trait: Plane) -> Plane:
-    long, short = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
-    return np.minimum(1020 - long, 260 + (trait >> 1) - short)
-
-
-_FIELDS: dict[str, Field] = {
-    "circle": _circle,
-    "ring": _ring,
-    "crescent": _crescent,
-    "heart": _heart,
-    "flower": _flower,
-    "triangle": _triangle,
-    "square": _square,
-    "hexagon": _hexagon,
-    "star": _star,
-    "cross": _cross,
-}
-KINDS: tuple[str, ...] = tuple(_FIELDS)
 
 
 def _wave(x: Plane) -> Plane:
@@ -259,10 +62,10 @@ _PATTERNS: tuple[Callable[[Plane, Plane], Plane], ...] = (
 )
 
 
-def _pattern(draws: _Draws, x: Plane, y: Plane) -> Plane:
+def _pattern(draws: Draws, x: Plane, y: Plane) -> Plane:
     """Return plain, gradient, stripes, dots, checks, rings or waves over positions in 1/16 pixel, 0…256."""
     style, pace = draws.between(0, len(_PATTERNS) - 1), draws.between(70, 130)
-    u, v = _turn(x, y, draws.between(0, 359))
+    u, v = turn(x, y, draws.between(0, 359))
     u, v = (u * pace) >> 4, (v * pace) >> 4
     value = np.empty_like(u)
     for number, pattern in enumerate(_PATTERNS):
@@ -271,7 +74,7 @@ def _pattern(draws: _Draws, x: Plane, y: Plane) -> Plane:
     return value
 
 
-def _clouds(draws: _Draws) -> Plane:
+def _clouds(draws: Draws) -> Plane:
     """Return smooth noise, 0…255: a 5×5 lattice of random heights, eased between its points."""
     step = np.arange(_SIDE, dtype=np.int32)
     part = (step % 8) * 2 + 1
@@ -283,11 +86,11 @@ def _clouds(draws: _Draws) -> Plane:
     return (weight @ heights @ weight.T) >> 16
 
 
-def _stroke(draws: _Draws, x: Plane, y: Plane, reach: int, thin: int, thick: int) -> Plane:
+def _stroke(draws: Draws, x: Plane, y: Plane, reach: int, thin: int, thick: int) -> Plane:
     """Return the coverage of a long stroke, straight or bent, that passes within `reach` of the origin."""
-    u, v = _turn(x, y, draws.between(0, 359))
+    u, v = turn(x, y, draws.between(0, 359))
     bend = draws.between(160, 900)
-    v = np.where(draws.chance(50) == 1, -_disc(u, v - bend, bend), v) - draws.between(-reach, reach)
+    v = np.where(draws.chance(50) == 1, -disc(u, v - bend, bend), v) - draws.between(-reach, reach)
     field = draws.between(thin, thick) - np.abs(v)
     return np.clip(128 + 16 * field, 0, 256)
 
@@ -296,7 +99,7 @@ def _paint(canvas: Paint, colour: Paint, coverage: Plane) -> None:
     canvas += ((colour - canvas) * coverage[:, None]) >> 8
 
 
-def _colours(draws: _Draws) -> list[Paint]:
+def _colours(draws: Draws) -> list[Paint]:
     """Return six colours for each image: one palette, shuffled and shifted a little."""
     codes = np.array(_PALETTES, dtype=np.int32)[draws.between(0, len(_PALETTES) - 1)[:, 0, 0]]
     codes = np.take_along_axis(codes, draws.order(6), axis=1)
@@ -314,45 +117,45 @@ def _apart(colour: Paint, ground: Paint, least: int) -> Paint:
 
 def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Paint, npt.NDArray[np.bool_]]:
     """Return images, 0…255, and masks of one kind each."""
-    draws = _Draws(seed, 1, indices)
+    draws = Draws(seed, 1, indices)
     first, second, body, detail, other, front = _colours(draws)
     grid = np.arange(_SIDE, dtype=np.int32) * 16 - (_SIDE * 8 - 8)  # pixel centres in 1/16 pixel
     x, y = np.broadcast_arrays(grid[None, None, :], grid[None, :, None])
 
-    ground = np.clip((_clouds(draws) * 3 + _pattern(draws, x, y) * draws.between(0, 2)) >> 2, 0, 256)
+    ground = np.clip((_clouds(draws) * 3 + _pattern(draws, x, y) * draws.between(0, 1)) >> 2, 0, 256)
     canvas = first + (((second - first) * ground[:, None]) >> 8)
-    for colour in (other, detail, second, other):
-        coverage = _stroke(draws, x, y, 220, 6, 30) * draws.chance(60)
+    for colour in (other, detail, second):
+        coverage = _stroke(draws, x, y, 220, 6, 22) * draws.chance(40)
         _paint(canvas, colour, (coverage * draws.between(100, 256)) >> 8)
-    for colour in (second, other, first):
-        blob = _disc(x - draws.between(-256, 256), y - draws.between(-256, 256), draws.between(20, 110))
-        _paint(canvas, colour, np.clip(128 + blob * draws.between(3, 16), 0, 256) * draws.chance(60))
+    for colour in (second, other):
+        blob = disc(x - draws.between(-256, 256), y - draws.between(-256, 256), draws.between(20, 110))
+        _paint(canvas, colour, np.clip(128 + blob * draws.between(1, 3), 0, 256) * draws.chance(40))
 
-    radius = draws.between(92, 196)  # 5.75 to 12.25 pixels
+    radius = draws.between(112, 208)  # 7 to 13 pixels
     middle = np.maximum(256 - radius, 40)
     left, top = (((draws.between(-256, 256)) * middle) >> 8 for _ in range(2))
-    tilt, stretch, trait = draws.between(0, 359), draws.between(1024, 1280), draws.between(0, 255)
+    tilt, stretch, trait = draws.between(320, 400), draws.between(1024, 1280), draws.between(0, 255)
 
     def coverage_at(shift: Plane | int, softness: int) -> Plane:
-        u, v = _turn((x - left - shift) * 16, (y - top - shift) * 16, tilt)
+        u, v = turn((x - left - shift) * 16, (y - top - shift) * 16, tilt)
         u, v = u * 64 // radius, (v * 64 // radius) * stretch >> 10
         field = np.empty_like(u)
-        for number, kind in enumerate(_FIELDS.values()):
+        for number, kind in enumerate(FIELDS.values()):
             chosen = kinds == number
             field[chosen] = kind(u[chosen], v[chosen], trait[chosen])
         return np.clip(128 + (np.clip(field, -1024, 1024) * radius >> (6 + softness)), 0, 256)
 
     shadow = coverage_at(draws.between(12, 40), 2) * draws.chance(50)
     _paint(canvas, np.zeros_like(first), (shadow * 90) >> 8)
-    veil = draws.between(0, 150)[:, None]
+    veil = draws.between(0, 80)[:, None]
     around = (first + second) >> 1
-    body = _apart(body + (((around - body) * veil) >> 8), around, 110)
-    inside = (_pattern(draws, x - left, y - top) * draws.between(60, 220)) >> 8
+    body = _apart(body + (((around - body) * veil) >> 8), around, 180)
+    inside = (_pattern(draws, x - left, y - top) * draws.between(30, 140)) >> 8
     covered = coverage_at(0, 0)
     _paint(canvas, body + (((detail - body) * inside[:, None]) >> 8), covered)
 
     occluder = np.zeros_like(covered)
-    strokes = [_stroke(draws, x - left, y - top, 150, 14, 36) * draws.chance(45) for _ in range(2)]
+    strokes = [_stroke(draws, x - left, y - top, 150, 12, 30) * draws.chance(25) for _ in range(2)]
     whole = covered >= 128
     mask = whole & (np.maximum(*strokes) < 128)
     enough = 5 * mask.sum(axis=(1, 2), keepdims=True) >= 3 * whole.sum(axis=(1, 2), keepdims=True)
@@ -361,18 +164,18 @@ def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Pain
         _paint(canvas, colour, occluder)
     mask = np.where(enough, mask, whole)
 
-    gain = draws.between(150, 256)[:, None]
+    gain = draws.between(190, 256)[:, None]
     canvas = 128 + (((canvas - 128) * gain) >> 8) + draws.between(-24, 24)[:, None]
     bits = draws.words(_SIDE * _SIDE).reshape(-1, 1, _SIDE, _SIDE)
     shifts = np.array([0, 20, 40], dtype=np.uint64)[None, :, None, None]
     low, high = bits >> shifts & np.uint64(1023), bits >> (shifts + np.uint64(10)) & np.uint64(1023)
     grain = (low + high).astype(np.int32) - 1023  # two even draws: nearly bell-shaped
-    canvas += (grain * draws.between(4, 36)[:, None]) >> 10
+    canvas += (grain * draws.between(4, 28)[:, None]) >> 10
     return np.clip(canvas, 0, 255), mask
 
 
 def _labels(seed: int, indices: Words) -> npt.NDArray[np.int64]:
-    order = _Draws(seed, 0, indices // np.uint64(10)).order(10)
+    order = Draws(seed, 0, indices // np.uint64(10)).order(10)
     return order[np.arange(len(indices)), (indices % np.uint64(10)).astype(np.intp)].astype(np.int64)
 
 
@@ -380,7 +183,7 @@ def make_shapes(count: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, T
     """Draw images `first` to `first + count - 1` of the endless row that belongs to `seed`.
 
     An image depends only on the seed and its place in the row, so asking for more never changes the earlier
-    ones. Each ten, counted from place 0, hold every kind once. About 1 % ...
+    ones. Each ten, counted from place 0, hold every kind once.
 
     Returns images (uint8, count×3×32×32), labels (int64, an index into `KINDS`) and masks (bool,
     count×32×32, true where the object is seen; never empty).
@@ -409,7 +212,7 @@ class Shapes:
     classes: ClassVar[tuple[str, ...]] = KINDS
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
-    train: int = 6000
+    train: int = 5000
     test: int = 2000
     seed: int = 0
 
@@ -433,7 +236,7 @@ class Shapes:
                 classes=KINDS,
                 mean=mean,
                 std=std,
-                names=[f"shapes/{part}/{number:05d}" for number in range(len(labels))],
+                names=[f"{part}/{number:05d}" for number in range(len(labels))],
                 masks=masks,
             )
             for part, (images, labels, masks) in drawn

@@ -71,6 +71,10 @@ class CustomResNetSpec:
     bias: bool = True
     logit_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise InputError(f"width must be at least 1, not {self.width}")
+
     def __call__(self, num_classes: int, channels: int = 3) -> CustomResNet:
         return CustomResNet(
             num_classes, width=self.width, channels=channels, bias=self.bias, logit_scale=self.logit_scale

@@ -11,19 +11,22 @@ from firstlight.training.loop import Tick
 
 
 class Progress:
-    """A bar with rate and time left where there is a terminal, and one line an epoch that stays.
+    """A bar with rate and time left in a terminal or notebook, and one line an epoch that stays.
 
-    Without a terminal, in a log or a notebook's saved output, only the lines are written.
+    Where there is neither, in a log, only the lines are written.
     """
 
-    def __init__(self, steps: int, epochs: int, *, quiet: bool = False) -> None:
+    def __init__(self, steps: int, epochs: int, *, done: int = 0, quiet: bool = False) -> None:
         self._epochs, self._quiet = epochs, quiet
+        in_notebook = "ipykernel" in sys.modules  # its output is no terminal, but can redraw a line
         self._bar: tqdm[None] = tqdm(
             total=steps,
+            initial=done,
             unit="step",
-            disable=quiet or not sys.stderr.isatty(),
+            disable=quiet or not (sys.stderr.isatty() or in_notebook),
             leave=False,
-            dynamic_ncols=True,
+            dynamic_ncols=not in_notebook,
+            ncols=100 if in_notebook else None,
             bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps  {postfix}  {remaining} left",
         )
 

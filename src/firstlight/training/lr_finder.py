@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,11 +53,10 @@ class LRFinding:
             raise InputError(f"not a learning-rate finding: {error}") from None
 
 
-FALL_REACHED = 0.1
-FALL_LOST = 0.5
-CEILING = 2.0
 STEPS_PER_DECADE = 20
-SMOOTHING_STEPS = 3.0
+SMOOTHING_STEPS = 2.0
+LEAST_FALL = 0.02
+"""A fall of the loss smaller than this, as a fraction of where it began, is taken for noise."""
 
 
 def range_test(
@@ -70,14 +69,15 @@ def range_test(
     lowest: float = 1e-4,
     highest: float = 10.0,
 ) -> LRFinding:
-    """Raise the rate from step to step, evenly in its logarithm, until the fall of the loss is wholly lost.
+    """Raise the rate from step to step, evenly in its logarithm, until half of the loss's fall is lost again.
 
     The loss is smoothed symmetrically, so that no curve lags behind its rate. `min_lr` is the rate at
-    which the first tenth of the fall was reached, `peak_lr` the last rate before, beyond the lowest
-    point, half of it was lost again: there the curve is steepest, so noise moves the answer least, and
-    a run that warms up for epochs bears more than a test that warms up for seconds. It works on a
+    which the first tenth of the fall was reached, `peak_lr` the last rate before half of it was lost
+    for the first time: there the curve is steepest, so noise moves the answer least, and a run that
+    warms up for epochs bears more than a test that warms up for seconds. What comes later is not
+    looked at: with batch norm the loss can fall again at rates that no run bears. It works on a
     copy: weights, statistics and random state of the caller are left alone. Raises InputError where
-    the loss never fell, or fell to the very end.
+    the loss never fell, or never rose again.
     """
     start = time.perf_counter()
     steps = 1 + round(math.log10(highest / lowest) * STEPS_PER_DECADE)
@@ -85,23 +85,33 @@ def range_test(
     state.model.train()
     rates: list[float] = []
     losses: list[float] = []
-    # What draws from the global stream, such as dropout, must not move the caller's.
-    with seeded(0, "range test"):
+    settled = round(5 * SMOOTHING_STEPS)  # as many steps later, smoothing moves a place no more
+    with seeded(0, "range test"):  # for layers that draw from the global stream, such as dropout
         for step, (images, labels) in zip(range(steps), _endless(batches), strict=False):
             rate = lowest * (highest / lowest) ** (step / (steps - 1))
             loss = float(train_step(state, images, labels, rate, objective, machine))
-            finite = math.isfinite(loss)
-            if not losses and not finite:
-                break
-            # One huge loss, smoothed, would drown a decade of rates before it.
-            ceiling = CEILING * losses[0] if losses else loss
+            # An explosion counts as a loss of twice the first, or it would drown the rates before it.
+            ceiling = 2 * abs(losses[0]) if losses else loss
             rates.append(rate)
-            losses.append(min(loss, ceiling) if finite else ceiling)
-            if not finite or _is_lost(losses):
+            losses.append(min(loss, ceiling) if math.isfinite(loss) else ceiling)
+            if not math.isfinite(loss):
+                break
+            smoothed = smooth(losses)
+            found = bracket(smoothed, noise(losses, smoothed))
+            if found is not None and found[1] + settled < step:
                 break
     smoothed = smooth(losses)
-    low, peak = bracket(smoothed)
-    fall = f"from {smoothed[0]:.2f} to {min(smoothed):.2f}"
+    found = bracket(smoothed, noise(losses, smoothed))
+    if found is None:
+        fell = bool(smoothed) and smoothed[0] - min(smoothed) > LEAST_FALL * abs(smoothed[0])
+        raise InputError(
+            "the learning-rate range test saw the loss fall up to its highest rate"
+            if fell
+            else "the learning-rate range test saw no rate at which the loss falls",
+            "Give the rates: --set peak_lr=… --set min_lr=…",
+        )
+    low, peak = found
+    fall = f"from {smoothed[0]:.2f} to {min(smoothed[: peak + 1]):.2f}"
     return LRFinding(
         rates=tuple(rates),
         losses=tuple(losses),
@@ -114,11 +124,6 @@ def range_test(
     )
 
 
-def _is_lost(losses: list[float], few: int = 5) -> bool:
-    """Tell whether the last few losses all lie above the first few, after a fall that was no noise."""
-    return min(losses) < 0.9 * min(losses[:few]) and min(losses[-few:]) > max(losses[:few])
-
-
 def _endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
     epoch = 0
     while True:
@@ -126,7 +131,7 @@ def _endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
         epoch += 1
 
 
-def smooth(losses: list[float], width: float = SMOOTHING_STEPS) -> list[float]:
+def smooth(losses: Sequence[float], width: float = SMOOTHING_STEPS) -> list[float]:
     """Average each loss with its neighbours under a Gaussian whose standard deviation is `width` steps."""
     place = torch.arange(len(losses), dtype=torch.float64)
     weights = torch.exp(-(((place[:, None] - place) / width) ** 2) / 2)
@@ -134,23 +139,31 @@ def smooth(losses: list[float], width: float = SMOOTHING_STEPS) -> list[float]:
     return (weights @ torch.tensor(losses, dtype=torch.float64)).tolist()
 
 
-def bracket(smoothed: list[float]) -> tuple[int, int]:
-    """Return the places of the lowest and of the highest useful rate on a smoothed curve."""
-    bottom = min(range(len(smoothed)), key=smoothed.__getitem__, default=0)
-    fall = smoothed[0] - smoothed[bottom] if smoothed else 0.0
-    if fall < 0.02 * abs(smoothed[0] if smoothed else 1.0):
-        raise InputError(
-            "the learning-rate range test saw no rate at which the loss falls",
-            "Give the rates: --set peak_lr=… --set min_lr=…",
-        )
-    low = next(i for i, loss in enumerate(smoothed) if loss <= smoothed[0] - FALL_REACHED * fall)
-    beyond = [i for i in range(bottom, len(smoothed)) if smoothed[i] > smoothed[bottom] + FALL_LOST * fall]
-    if not beyond:
-        raise InputError(
-            "the learning-rate range test saw the loss fall up to its highest rate",
-            "Give the rates: --set peak_lr=… --set min_lr=…",
-        )
-    return low, max(beyond[0] - 1, low)
+def noise(losses: Sequence[float], smoothed: Sequence[float]) -> float:
+    """Estimate the standard deviation of single losses around their smooth course, from the median."""
+    apart = sorted(abs(loss - middle) for loss, middle in zip(losses, smoothed, strict=True))
+    return 1.4826 * apart[len(apart) // 2] if apart else 0.0
+
+
+def bracket(
+    smoothed: Sequence[float], noise: float = 0.0, *, reached: float = 0.1, lost: float = 0.5
+) -> tuple[int, int] | None:
+    """Return the places of the lowest and of the highest useful rate; None where no fall is lost again.
+
+    The first is where the share `reached` of the fall was reached; the second the last place before
+    the share `lost` of the fall so far was lost, for the first time. A fall within three times the
+    `noise` of single losses is none.
+    """
+    least = max(LEAST_FALL * abs(smoothed[0]), 3 * noise) if smoothed else 0.0
+    bottom = 0
+    for place, loss in enumerate(smoothed):
+        if loss < smoothed[bottom]:
+            bottom = place
+        fall = smoothed[0] - smoothed[bottom]
+        if fall > least and loss > smoothed[bottom] + lost * fall:
+            low = next(i for i, each in enumerate(smoothed) if each <= smoothed[0] - reached * fall)
+            return low, place - 1
+    return None
 
 
 def _rounded(rate: float) -> float:
