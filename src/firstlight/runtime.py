@@ -220,10 +220,10 @@ def hardware_name(device: torch.device) -> str:
 
 def _vector_extension() -> str:
     """Name the widest arithmetic that the processor itself offers, in the words of its maker."""
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "AVX-512 BF16"
+    # These two are not promised to stay, so a torch without them only gives a shorter name.
+    for question, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX-512 BF16")):
+        if getattr(torch.cpu, question, lambda: False)():
+            return name
     return torch.backends.cpu.get_cpu_capability()
 
 

@@ -1,0 +1,91 @@
+"""`shapes`: the same bytes everywhere, objects that can be seen, and parts that never overlap."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from firstlight.data import shapes
+from firstlight.data.shapes import KINDS, Shapes, make_shapes
+from firstlight.errors import InputError
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def test_the_bytes_are_pinned() -> None:
+    # A change of this value changes every published number on `shapes`.
+    assert (
+        digest(*make_shapes(100, seed=0))
+        == "9bc2018a447d13736f96ddc2671a29d75745440c78b87accf0facbef6fe89bf9"
+    )
+
+
+def test_an_image_depends_on_the_seed_and_its_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_shapes(130, seed=3)
+    assert all(torch.equal(a, b[:40]) for a, b in zip(make_shapes(40, seed=3), whole, strict=True))
+    assert all(torch.equal(a, b[70:]) for a, b in zip(make_shapes(60, seed=3, first=70), whole, strict=True))
+    monkeypatch.setattr(shapes, "_CHUNK", 7)
+    assert digest(*make_shapes(130, seed=3)) == digest(*whole)
+    assert digest(*make_shapes(130, seed=4)) != digest(*whole)
+
+
+def test_no_global_stream_is_touched_and_none_is_needed() -> None:
+    before = torch.get_rng_state()
+    first = digest(*make_shapes(20))
+    torch.manual_seed(1)
+    assert digest(*make_shapes(20)) == first
+    torch.set_rng_state(before)
+
+
+def test_every_ten_hold_every_kind_once_in_changing_order() -> None:
+    _, labels, _ = make_shapes(200)
+    tens = labels.view(20, 10)
+    assert torch.equal(tens.sort(1).values, torch.arange(10).expand(20, 10))
+    assert len({tuple(row) for row in tens.tolist()}) > 15
+
+
+def test_the_object_is_there_and_stands_out_from_its_ground() -> None:
+    images, labels, masks = make_shapes(500)
+    assert images.shape == (500, 3, 32, 32) and masks.shape == (500, 32, 32) and masks.dtype == torch.bool
+    seen = masks.flatten(1).sum(1)
+    assert seen.min() >= 30 and seen.max() <= 32 * 32 // 2
+    pixels, inside = images.double(), masks[:, None].double()
+    outside = 1 - inside
+    mean_inside = (pixels * inside).sum((2, 3)) / inside.sum((2, 3))
+    mean_outside = (pixels * outside).sum((2, 3)) / outside.sum((2, 3))
+    apart = (mean_inside - mean_outside).abs().amax(1)
+    assert (apart > 15).double().mean() > 0.85, "most objects differ in mean colour from what is around them"
+    areas = torch.stack([seen[labels == kind].double().mean() for kind in range(10)])
+    assert KINDS[int(areas.argmax())] in ("circle", "square", "hexagon", "heart")
+    assert KINDS[int(areas.argmin())] in ("crescent", "ring", "star", "triangle", "cross", "flower")
+
+
+def test_the_source_keeps_its_parts_apart() -> None:
+    train, test = Shapes(train=300, test=100).load()
+    assert len(train) == 300 and len(test) == 100 and train.classes == KINDS == test.classes
+    assert train.mean == test.mean and train.std == test.std and train.masks is not None
+    assert train.names[7] == "train/00007" and test.names[0] == "test/00000"
+    own = {image.numpy().tobytes() for image in train.images}
+    assert not any(image.numpy().tobytes() in own for image in test.images)
+    again, _ = Shapes(train=300, test=10).load()
+    assert again.digest == train.digest, "another number of test images changes no training image"
+
+
+@pytest.mark.parametrize("settings", [{"train": 0}, {"test": 0}, {"train": -5}])
+def test_an_empty_part_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="images"):
+        Shapes(**settings)
+
+
+def test_a_place_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        make_shapes(0)
+    with pytest.raises(InputError, match="no image number -1"):
+        make_shapes(1, first=-1)
