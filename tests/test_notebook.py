@@ -10,9 +10,10 @@ from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "assignment.ipynb"
 SMALL = """
+RATES = {"peak_lr": 0.05, "min_lr": 0.001}
 RECIPE = "shapes.demo"
 DATA_DIR = None
-SETTINGS = dict(train=200, test=60, width=2, batch_size=50, epochs=2, precision="fp32")
+SETTINGS = dict(train=200, test=60, width=2, batch_size=50, epochs=2, precision="fp32", **RATES)
 """
 
 

@@ -113,8 +113,9 @@ def _work(
         say(f"stopped after step {state.step:,}; --resume goes on from there in {folder.path}")
     else:
         summary |= _judge(job, model, history, best, checkpoints)
+        summary["wall_seconds"] = time.perf_counter() - began
         contents.write_summary(folder, summary)
-        Run(folder).report()
+        Run(folder).report()  # drawing is waited for too, so the clock is read again below
     summary["wall_seconds"] = time.perf_counter() - began
     contents.write_summary(folder, summary)
     return summary

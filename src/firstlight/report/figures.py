@@ -1,133 +1,231 @@
-"""Figures from results: each takes plain values and returns a figure that no pyplot knows of."""
+"""From results to figures: curves, the confusion matrix in `matrix`, what shows images in `pictures`.
+
+Every function takes plain results and returns a `matplotlib.figure.Figure`. pyplot is never used and no
+setting of matplotlib is left changed, so all of it works headless and in a notebook alike.
+"""
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from firstlight.insight.evaluation import Evaluation
-from firstlight.report.style import BLUE, GREEN, INK, ORANGE, Figure, figure_of
+from firstlight.errors import InputError
+from firstlight.report.look import (
+    BLUE,
+    BODY,
+    INK,
+    LINE,
+    MUTED,
+    PAPER,
+    SMALL,
+    TITLE,
+    VERMILLION,
+    WASH,
+    Sheet,
+    in_one_look,
+    spread,
+    to_png,
+    width_of,
+)
+from firstlight.report.matrix import confusion
+from firstlight.report.pictures import augmentations, gradcam, misclassified
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
-_WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fbd5bd", ORANGE, "#7a2f00"])
+__all__ = [
+    "augmentations",
+    "confusion",
+    "gradcam",
+    "learning_curves",
+    "lr_finder",
+    "misclassified",
+    "to_png",
+]
+
+_PARTS = (
+    # whose, colour, width of the line
+    ("train", MUTED, 1.5),
+    ("validation", VERMILLION, 1.5),
+    ("test", BLUE, 2.4),
+)
 
 
-def learning_curves(history: History, schedule: Callable[[int], float] | None = None) -> Figure:
-    """Loss, accuracy and learning rate by epoch; training is a running mean over augmented batches."""
-    epochs = [epoch.epoch for epoch in history]
-    series = [("train", BLUE, "training, augmented")]
-    if any(epoch.validation_accuracy is not None for epoch in history):
-        series.append(("validation", GREEN, "validation"))
+@in_one_look
+def learning_curves(history: History, schedule: Callable[[int], float] | None = None) -> Sheet:
+    """Draw accuracy, loss and learning rate over the epochs.
+
+    schedule: step -> rate, drawn for every step; without it, the rate of each epoch's last step.
+    """
+    if not len(history):
+        raise InputError("a history without a finished epoch has no learning curves")
+    last = history.epochs[-1].epoch
+    sheet = Sheet(8.4, 8.15)
+    left, across = 0.75, 6.05
+    places = ((0.54, 2.7), (3.74, 1.8), (6.04, 0.9))
+    panels = [sheet.area(left, top, across, high) for top, high in places]
+    for axes, top, title in zip(panels, (0.2, 3.4, 5.7), ("Accuracy", "Loss", "Learning rate"), strict=True):
+        sheet.write(left, top, title, size=TITLE, weight="bold")
+        axes.set_xlim(0, last)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 4, 5, 10]))
+        axes.tick_params(axis="x", length=0 if axes is not panels[-1] else 3, labelbottom=axes is panels[-1])
+    panels[-1].set_xlabel("epoch")
+    _curves(panels[0], history, "accuracy", lambda value: f"{value:.2%}", 0.1)
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.10g}%"))
+    _curves(panels[1], history, "loss", lambda value: f"{value:.3f}", 0.2)
+    _rates(panels[2], history, schedule)
+    said = ["Train: running mean over augmented images, as the weights changed."]
     if any(epoch.test_accuracy is not None for epoch in history):
-        series.append(("test", ORANGE, "test, scored afterwards"))
-    with figure_of(9, 6.4) as figure:
-        top: Axes
-        top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
-        for axes, quantity in ((top, "accuracy"), (middle, "loss")):
-            for key, colour, label in series:
-                values = [np.nan if v is None else v for v in history.column(f"{key}_{quantity}")]
-                axes.plot(epochs, values, color=colour, marker="o", markersize=3, linewidth=1.8, label=label)
-            axes.set_title(quantity.capitalize())
-        top.yaxis.set_major_formatter(PercentFormatter(1))
-        top.legend(frameon=False, loc="lower right")
-        last = history.epochs[-1]
-        if last.test_accuracy is not None:
-            top.annotate(
-                f"{last.test_accuracy:.2%}",
-                (last.epoch, last.test_accuracy),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="right",
-                color=ORANGE,
-                fontweight="bold",
-            )
-            top.margins(y=0.12)
-        if schedule is None:
-            bottom.plot(epochs, history.column("lr"), color=INK, marker="o", markersize=3)
-        else:
-            per_epoch = last.step / last.epoch
-            steps = np.unique(np.linspace(0, last.step - 1, 600).round().astype(int))
-            bottom.plot((steps + 1) / per_epoch, [schedule(int(step)) for step in steps], color=INK)
-        bottom.set_ylim(bottom=0)
-        bottom.set_title("Learning rate")
-        bottom.set_xlabel("epoch")
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+        said.append("Test: scored after training, from a snapshot of each epoch.")
+    sheet.write(left, 7.58, "\n".join(said), size=SMALL, color=MUTED)
+    return sheet
 
 
-def lr_finder(finding: LRFinding) -> Figure:
-    """The range test: raw and smoothed loss over the rate, with LRMIN and LRMAX."""
-    with figure_of(9, 4.2) as figure:
-        axes = figure.subplots()
+def _curves(axes: Axes, history: History, what: str, say: Callable[[float], str], least_span: float) -> None:
+    """Draw one line for each part of the data that was measured, named at its end."""
+    epochs = [epoch.epoch for epoch in history]
+    lines: list[tuple[str, str, list[float]]] = []
+    for rank, (part, colour, width) in enumerate(_PARTS):
+        values = [math.nan if value is None else value for value in history.column(f"{part}_{what}")]
+        if not np.isfinite(values).any():
+            continue
+        lines.append((part, colour, values))
+        few = len(values) < 3 or not np.isfinite(values).all()  # a point between gaps would not be seen
         axes.plot(
-            finding.rates, finding.losses, color=BLUE, alpha=0.3, linewidth=1, label="loss of each step"
+            epochs,
+            values,
+            color=colour,
+            lw=width,
+            marker="o" if few else "",
+            ms=width + 2,
+            label=part,
+            zorder=3 + rank,
         )
-        axes.plot(finding.rates, finding.smoothed, color=BLUE, linewidth=2.2, label="smoothed")
-        axes.set_xscale("log")
-        low, high = min(finding.smoothed), max(finding.smoothed)
-        axes.set_ylim(low - 0.35 * (high - low), high + 0.35 * (high - low))
-        axes.axvspan(finding.min_lr, finding.peak_lr, color=GREEN, alpha=0.08, linewidth=0)
-        for rate, name, side in ((finding.min_lr, "LRMIN", "left"), (finding.peak_lr, "LRMAX", "right")):
-            axes.axvline(rate, color=GREEN, linewidth=1.4)
-            axes.annotate(
-                f"{name} {rate:g}",
-                (rate, 0.04),
-                xycoords=("data", "axes fraction"),
-                xytext=(5 if side == "left" else -5, 0),
-                textcoords="offset points",
-                ha=side,
-                color=GREEN,
-                fontweight="bold",
-            )
-        axes.set_title(f"Learning-rate range test, {len(finding.rates)} steps on a copy")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("training loss")
-        axes.legend(frameon=False, loc="upper left")
-    return figure
+    known = np.array([value for _, _, values in lines for value in values])
+    known = known[np.isfinite(known)]
+    low, high = float(known.min()), float(known.max())
+    span = max(high - low, least_span)  # what differs little must not look far apart
+    middle, room = (low + high) / 2, 0.56 * span
+    axes.set_ylim(max(middle - room, 0.0) if low >= 0 else middle - room, middle + room)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    ends = [
+        next((x, y) for x, y in zip(epochs[::-1], values[::-1], strict=True) if math.isfinite(y))
+        for _, _, values in lines
+    ]
+    bottom, top = axes.get_ylim()
+    down = axes.get_position().height * float(axes.figure.get_figheight())  # type: ignore[union-attr]
+    places = spread([(y - bottom) / (top - bottom) for _, y in ends], BODY * LINE / 72 / down)
+    for (part, colour, _), (x, y), place in zip(lines, ends, places, strict=True):
+        axes.plot([x], [y], "o", color=colour, ms=5.5, mec=PAPER, mew=1.2, clip_on=False, zorder=8)
+        axes.text(
+            1.02,
+            place,
+            f"{part} {say(y)}",
+            color=colour,
+            transform=axes.transAxes,
+            va="center",
+            weight="bold" if part == "test" else "normal",
+            size=BODY + (part == "test"),
+        )
 
 
-def confusion(evaluation: Evaluation) -> Figure:
-    """Counts by true and predicted class; colour marks mistakes as a share of the true class."""
-    counts = evaluation.confusion.numpy()
-    classes, size = evaluation.classes, len(evaluation.classes)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    wrong = np.where(np.eye(size, dtype=bool), np.nan, shares)
-    side = min(4.2 + 0.42 * size, 14)
-    with figure_of(side + 1, side) as figure:
-        axes = figure.subplots()
-        axes.set_facecolor("#eef1f4")
-        top = max(float(np.nanmax(wrong)) if size > 1 else 0.0, 0.01)
-        picture = axes.imshow(wrong, cmap=_WRONG, vmin=0, vmax=top)
-        axes.grid(False)
-        few = size <= 20
-        for true, said in np.ndindex(size, size) if few else ():
-            if counts[true, said]:
-                light = true != said and wrong[true, said] > 0.6 * top
-                weight = "bold" if true == said else "normal"
-                axes.text(
-                    said,
-                    true,
-                    f"{counts[true, said]:,}",
-                    ha="center",
-                    va="center",
-                    fontsize=9 if size <= 12 else 7,
-                    fontweight=weight,
-                    color="white" if light else INK,
-                )
-        if few:
-            axes.set_xticks(range(size), classes, rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticks(range(size), classes)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        axes.set_title(f"{len(evaluation.mistakes):,} mistakes among {len(evaluation.labels):,} images")
-        bar = figure.colorbar(picture, ax=axes, shrink=0.6, format=PercentFormatter(1, decimals=0))
-        bar.set_label("mistakes, share of the true class")
-        bar.outline.set_visible(False)
-    return figure
+def _rates(axes: Axes, history: History, schedule: Callable[[int], float] | None) -> None:
+    if schedule is None:
+        places = [float(epoch.epoch) for epoch in history]
+        rates = [epoch.lr for epoch in history]
+    else:
+        done, per_epoch = history.epochs[-1].step, history.epochs[-1].step / history.epochs[-1].epoch
+        places = [(step + 1) / per_epoch for step in range(done)]
+        rates = [schedule(step) for step in range(done)]
+    axes.plot(
+        places,
+        rates,
+        color=INK,
+        lw=1.5,
+        marker="o" if len(rates) < 3 else "",
+        ms=4,
+        clip_on=False,
+        label="learning rate",
+        zorder=3,
+    )
+    axes.fill_between(places, 0, rates, color=WASH, lw=0)
+    highest = max(rates)
+    axes.set_ylim(0, 1.08 * highest or 1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 2.5, 5, 10]))
+    peak = rates.index(highest)
+    last = rates[-1] / axes.get_ylim()[1]
+    axes.text(
+        1.02, max(last, 0.06), f"last {rates[-1]:.3g}", transform=axes.transAxes, va="center", color=MUTED
+    )
+    if last < 0.6:
+        axes.text(
+            1.02,
+            1.0,
+            f"highest {highest:.3g}\nat epoch {places[peak]:.3g}",
+            transform=axes.transAxes,
+            va="top",
+            color=INK,
+        )
+
+
+@in_one_look
+def lr_finder(finding: LRFinding) -> Sheet:
+    """Draw the range test: every loss, the smoothed curve, and the two rates that were chosen."""
+    sheet = Sheet(8.4, 5.1)
+    sheet.write(0.75, 0.2, "Learning-rate finder", size=TITLE, weight="bold")
+    sheet.write(0.75, 0.46, f"{finding.method}, {len(finding.rates)} steps", size=SMALL, color=MUTED)
+    axes = sheet.area(0.75, 1.05, 7.15, 2.75)
+    axes.set_xscale("log")
+    axes.axvspan(finding.min_lr, finding.peak_lr, color=BLUE, alpha=0.07, lw=0, zorder=0)
+    axes.plot(
+        finding.rates, finding.losses, color="#b4bcc9", lw=0.9, marker="o", ms=2.2, label="loss", zorder=2
+    )
+    axes.plot(finding.rates, finding.smoothed, color=BLUE, lw=2.6, label="smoothed loss", zorder=3)
+    span = [*finding.rates, finding.min_lr, finding.peak_lr]
+    axes.set_xlim(min(span) / 1.25, max(span) * 1.25)
+    axes.set_ylim(*_loss_limits(finding))
+    _mark(sheet, axes, {"LRMIN": finding.min_lr, "LRMAX": finding.peak_lr})
+    axes.xaxis.set_major_locator(LogLocator(numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    because = [
+        *textwrap.wrap(f"LRMAX: {finding.peak_because}.", 112),
+        *textwrap.wrap(f"LRMIN: {finding.min_because}.", 112),
+    ]
+    sheet.write(0.75, 4.48, "\n".join(because), size=SMALL, color=MUTED)
+    return sheet
+
+
+def _mark(sheet: Sheet, axes: Axes, rates: dict[str, float]) -> None:
+    """Draw a line at each of two rates; name the lower above to its left, the higher to its right."""
+    size, margin = BODY + 1, 0.15
+    frame, across = axes.get_position(), float(sheet.get_figwidth())
+    low, high = map(math.log, axes.get_xlim())
+    words = [f"{name} {rate:g}" for name, rate in rates.items()]
+    widths = [width_of(text, size, "bold") for text in words]
+    wished = []
+    for rate, width, before in zip(rates.values(), widths, (True, False), strict=True):
+        axes.axvline(rate, color=BLUE, lw=1.1, zorder=1)
+        place = across * (frame.x0 + frame.width * (math.log(rate) - low) / (high - low))
+        wished.append(place - width - 0.05 if before else place + 0.05)
+    starts = spread(wished, widths[0] + 0.1, margin, across - margin - widths[1])
+    for start, text in zip(starts, words, strict=True):
+        sheet.write(start, 0.83, text, size=size, color=BLUE, weight="bold")
+
+
+def _loss_limits(finding: LRFinding) -> tuple[float, float]:
+    """Return limits that the fall of the loss decides; a spike or the final explosion may leave the frame."""
+    losses = [loss for loss in finding.losses if math.isfinite(loss)]
+    smoothed = [loss for loss in finding.smoothed if math.isfinite(loss)]
+    if not losses or not smoothed:
+        return 0.0, 1.0
+    low, first = min(*losses, *smoothed), smoothed[0]
+    fall = max(first - min(smoothed), 0.02 * abs(first), 1e-9)
+    high = min(max(*losses, *smoothed), first + 0.6 * fall)
+    return max(low, min(smoothed) - 0.5 * fall) - 0.08 * fall, high + 0.08 * fall

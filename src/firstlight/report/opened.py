@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from firstlight import runtime
@@ -24,10 +25,9 @@ from firstlight.models.blocks import layers
 from firstlight.recipe import Recipe
 from firstlight.record import contents
 from firstlight.record.folder import RunFolder
-from firstlight.report import figures, galleries
+from firstlight.report import figures
 from firstlight.report.checklist import Line, checklist
 from firstlight.report.page import write_page
-from firstlight.report.style import Figure, to_png
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.schedule import OneCycle
@@ -124,7 +124,9 @@ class Run:
 
     def checklist(self) -> list[Line]:
         """Compare the run with the assignment, line by line."""
-        return checklist(self.recipe, layers(self.model, self.data.shape), self.history, self.schedule)
+        with runtime.seeded(0, "shown"):
+            network = self.recipe.model(len(self.data.classes), self.data.shape[0])
+        return checklist(self.recipe, layers(network, self.data.shape), self.history, self.schedule)
 
     def evaluate(
         self,
@@ -174,7 +176,7 @@ class Run:
 
     def augmentations(self) -> Figure:
         samples = _there(contents.read_tensors(self.folder, contents.SAMPLES), "augmented samples")
-        return galleries.augmentations(
+        return figures.augmentations(
             samples, self.recipe.augment, self.data.mean, self.data.std, self.data.classes
         )
 
@@ -182,16 +184,16 @@ class Run:
         return figures.confusion(self.evaluation)
 
     def misclassified(self, count: int = 24) -> Figure:
-        return galleries.misclassified(self.evaluation, *self._pictures(), count=count)
+        return figures.misclassified(self.evaluation, *self._pictures(), count=count)
 
     def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
         """Show what spoke for the predicted and for the true class of the worst mistakes."""
         images, indices = self._pictures()
-        worst = self.evaluation.mistakes[:count]
+        worst = self.evaluation.mistakes[: min(count, contents.KEPT_MISTAKES)]
         chosen = images[: len(worst)]
         predicted = self.heatmaps(chosen, self.evaluation.predictions[worst], endpoint)
         true = self.heatmaps(chosen, self.evaluation.labels[worst], endpoint)
-        return galleries.gradcam(self.evaluation, images, indices, predicted, true, count=count)
+        return figures.gradcam(self.evaluation, images, indices, predicted, true, count=count)
 
     def heatmaps(self, images: Tensor, targets: Tensor, endpoint: str | None = None) -> Heatmaps:
         """Compute Grad-CAM for uint8 N×C×H×W images and one class each."""
@@ -227,10 +229,9 @@ class Run:
             except InputError as error:
                 missing[name] = error.message
                 continue
-            drawn[name] = to_png(figure)
+            drawn[name] = figures.to_png(figure)
             self.folder.write(f"{contents.FIGURES}/{name}.png", drawn[name])
-        lines = self.checklist() if self.folder.has(contents.MODEL) else []
-        recipe = self.recipe.to_json()
+        recipe, lines = self.recipe.to_json(), self.checklist()
         return write_page(self.folder, drawn, missing, self.summary, self.environment, recipe, lines)
 
 
