@@ -292,6 +292,22 @@ def test_resume_finds_the_newest_unfinished_run_of_the_same_recipe(
     assert "finished already" in capsys.readouterr().out
 
 
+def test_killed_between_the_finding_and_the_recipe_it_starts_again_in_place(
+    whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    interrupted(out)
+    environment = (out / "environment.json").read_bytes()
+    for path in list(out.rglob("*")):
+        if path.is_file() and path.name not in ("environment.json", "samples.safetensors"):
+            path.unlink()
+    (out / CHECKPOINTS).rmdir()
+    (out / ".summary.json.x.aside").write_text("{")
+    train("shapes.demo", **SMALL, out=out, resume="auto", quiet=True)
+    assert outcome(out) == outcome(whole[0]) and (out / "environment.json").read_bytes() == environment
+    assert not list(out.rglob(".*"))
+
+
 def test_a_folder_with_other_things_in_it_is_never_resumed_into(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years")
     with pytest.raises(InputError, match="is no run folder"):

@@ -21,7 +21,7 @@ from firstlight.models.blocks import count_parameters
 from firstlight.recipe import Recipe
 from firstlight.record import contents
 from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
-from firstlight.record.folder import RunFolder
+from firstlight.record.folder import RECIPE, RunFolder
 from firstlight.report.opened import Run
 from firstlight.report.progress import Progress, duration
 from firstlight.resume import check_unchanged, failures_explained, folder_to_resume, is_finished, pinned
@@ -91,6 +91,7 @@ def _work(
 ) -> dict[str, Any]:
     """Find, train, evaluate, write and draw, from wherever the folder's last checkpoint stands."""
     recipe = job.recipe
+    folder.sweep()
     checkpoints = Checkpoints(folder, say)
     state = TrainState.create(job.model, recipe.optimizer, job.machine, average_decay=recipe.average_decay)
     best = Best() if recipe.best_on_validation else None
@@ -124,9 +125,10 @@ def _work(
 def _schedule(job: Job, folder: RunFolder, say: Callable[[str], None]) -> OneCycle:
     """Return the schedule; open rates are found first, or read where they were found before."""
     recipe, finding = job.recipe, contents.read_finding(folder)
-    if finding is None:
+    if not folder.has(RECIPE):
         try:
-            finding = job.find_rates() if recipe.peak_lr is None or recipe.min_lr is None else None
+            if finding is None and (recipe.peak_lr is None or recipe.min_lr is None):
+                finding = job.find_rates()
             job.schedule(finding)  # or the rates do not fit together
         except BaseException:
             folder.remove(".")  # nothing is trained yet, so nothing is worth keeping

@@ -25,6 +25,7 @@ SCHEMA = 1
 """Version of the layout below; raised when an older Firstlight could misread a newer folder."""
 
 RECIPE = "recipe.json"
+_ASIDE = ".aside"
 ROOT = Path("runs")
 """Where run folders are made unless another place is named."""
 
@@ -33,7 +34,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file aside, flush it and rename it, so that nobody ever sees half of it."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -153,6 +154,11 @@ class RunFolder:
         # A tensor that shares memory or is laid out channels-last is not accepted as it is.
         plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
         self.write(name, tensors_to_bytes(plain))
+
+    def sweep(self) -> None:
+        """Remove what a killed process was writing aside; only for who holds the lock."""
+        for path in self.path.rglob(f".*{_ASIDE}"):
+            path.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a file or folder of the run, if it is there."""
