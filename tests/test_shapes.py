@@ -23,7 +23,7 @@ def test_the_bytes_are_pinned() -> None:
     # A change of this value changes every published number on `shapes`.
     assert (
         digest(*make_shapes(100, seed=0))
-        == "9bc2018a447d13736f96ddc2671a29d75745440c78b87accf0facbef6fe89bf9"
+        == "72d56e3351adc709554f1fc899772fdd67b2401b5c3d3442d7eba0408b45b447"
     )
 
 

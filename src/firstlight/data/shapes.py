@@ -89,7 +89,7 @@ def _clouds(draws: Draws) -> Plane:
 def _stroke(draws: Draws, x: Plane, y: Plane, reach: int, thin: int, thick: int) -> Plane:
     """Return the coverage of a long stroke, straight or bent, that passes within `reach` of the origin."""
     u, v = turn(x, y, draws.between(0, 359))
-    bend = draws.between(160, 900)
+    bend = draws.between(520, 1200)  # never so tight that a stroke closes into a ring within the frame
     v = np.where(draws.chance(50) == 1, -disc(u, v - bend, bend), v) - draws.between(-reach, reach)
     field = draws.between(thin, thick) - np.abs(v)
     return np.clip(128 + 16 * field, 0, 256)
@@ -112,7 +112,7 @@ def _apart(colour: Paint, ground: Paint, least: int) -> Paint:
     """Return the colour, made lighter or darker where it lies nearer than `least` to the ground."""
     near = np.abs(colour - ground).sum(axis=1, keepdims=True, dtype=np.int32) < least
     up = ground.sum(axis=1, keepdims=True, dtype=np.int32) < 3 * 128
-    return np.where(near, ground + np.where(up, least, -least) // 3, colour)
+    return np.where(near, ground + np.where(up, np.int32(least), np.int32(-least)) // 3, colour)
 
 
 def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Paint, npt.NDArray[np.bool_]]:
@@ -154,7 +154,6 @@ def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Pain
     covered = coverage_at(0, 0)
     _paint(canvas, body + (((detail - body) * inside[:, None]) >> 8), covered)
 
-    occluder = np.zeros_like(covered)
     strokes = [_stroke(draws, x - left, y - top, 150, 12, 30) * draws.chance(25) for _ in range(2)]
     whole = covered >= 128
     mask = whole & (np.maximum(*strokes) < 128)
@@ -191,7 +190,7 @@ def make_shapes(count: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, T
     if count < 1:
         raise InputError(f"cannot draw {count} shapes", "Ask for at least 1.")
     if not 0 <= first <= 2**62 - count:
-        raise InputError(f"shapes have no image number {first}", "Set first to 0 or more.")
+        raise InputError(f"shapes have no image number {first}", "Set first to 0 or more, and below 2**62.")
     images = np.empty((count, 3, _SIDE, _SIDE), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
     masks = np.empty((count, _SIDE, _SIDE), dtype=np.bool_)
