@@ -131,6 +131,15 @@ def test_bracket_of_plain_numbers() -> None:
         assert bracket(nothing) is None
 
 
+def test_losses_that_leap_decide_where_their_mean_goes_on_falling() -> None:
+    steady = [2.33 - 0.002 * step for step in range(60)]
+    leaping = [*steady, 2.33, 2.41, 2.29, 2.10, 2.03, 2.22, 2.39, 2.3, 2.2, 2.1, *[2.05] * 10, *[2.6] * 10]
+    place = bracket(smooth(leaping), leaping)
+    assert place is not None and place[1] == 59
+    without = bracket(smooth(leaping))
+    assert without is not None and without[1] > 75, "the smoothed curve alone is fooled here"
+
+
 def test_smoothing_is_a_symmetric_mean() -> None:
     assert smooth([1.5] * 20) == pytest.approx([1.5] * 20)
     line = [0.1 * step for step in range(60)]

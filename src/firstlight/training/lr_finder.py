@@ -74,7 +74,9 @@ def range_test(
     The loss is smoothed symmetrically, so that no curve lags behind its rate. `min_lr` is the rate at
     which the first tenth of the fall was reached, `peak_lr` the last rate before half of it was lost
     for the first time: there the curve is steepest, so noise moves the answer least, and a run that
-    warms up for epochs bears more than a test that warms up for seconds. What comes later is not
+    warms up for epochs bears more than a test that warms up for seconds. Two single losses running
+    that lose three quarters of it decide as well: training that leaps is unstable, even where its
+    mean goes on falling. What comes later is not
     looked at: with batch norm the loss can fall again at rates that no run bears. It works on a
     copy: weights, statistics and random state of the caller are left alone. Raises InputError where
     the loss never fell, or never rose again.
@@ -97,11 +99,11 @@ def range_test(
             if not math.isfinite(loss):
                 break
             smoothed = smooth(losses)
-            found = bracket(smoothed, noise(losses, smoothed))
+            found = bracket(smoothed, losses)
             if found is not None and found[1] + settled < step:
                 break
     smoothed = smooth(losses)
-    found = bracket(smoothed, noise(losses, smoothed))
+    found = bracket(smoothed, losses)
     if found is None:
         fell = bool(smoothed) and smoothed[0] - min(smoothed) > LEAST_FALL * abs(smoothed[0])
         raise InputError(
@@ -141,27 +143,29 @@ def smooth(losses: Sequence[float], width: float = SMOOTHING_STEPS) -> list[floa
 
 def noise(losses: Sequence[float], smoothed: Sequence[float]) -> float:
     """Estimate the standard deviation of single losses around their smooth course, from the median."""
-    apart = sorted(abs(loss - middle) for loss, middle in zip(losses, smoothed, strict=True))
+    apart = sorted(abs(loss - middle) for loss, middle in zip(losses, smoothed, strict=False))
     return 1.4826 * apart[len(apart) // 2] if apart else 0.0
 
 
-def bracket(
-    smoothed: Sequence[float], noise: float = 0.0, *, reached: float = 0.1, lost: float = 0.5
-) -> tuple[int, int] | None:
+def bracket(smoothed: Sequence[float], losses: Sequence[float] = ()) -> tuple[int, int] | None:
     """Return the places of the lowest and of the highest useful rate; None where no fall is lost again.
 
-    The first is where the share `reached` of the fall was reached; the second the last place before
-    the share `lost` of the fall so far was lost, for the first time. A fall within three times the
-    `noise` of single losses is none.
+    The first is where a tenth of the fall was reached. The second is the last place before, for the
+    first time, the smoothed loss had lost half of its fall so far, or two single `losses` running
+    three quarters of it. A fall within three times the noise of single losses is none.
     """
-    least = max(LEAST_FALL * abs(smoothed[0]), 3 * noise) if smoothed else 0.0
+    least = max(LEAST_FALL * abs(smoothed[0]), 3 * noise(losses, smoothed)) if smoothed else 0.0
     bottom = 0
     for place, loss in enumerate(smoothed):
         if loss < smoothed[bottom]:
             bottom = place
         fall = smoothed[0] - smoothed[bottom]
-        if fall > least and loss > smoothed[bottom] + lost * fall:
-            low = next(i for i, each in enumerate(smoothed) if each <= smoothed[0] - reached * fall)
+        if fall <= least:
+            continue
+        leaps = losses[place : place + 2]
+        leapt = len(leaps) == 2 and min(leaps) > smoothed[bottom] + 0.75 * fall
+        if leapt or loss > smoothed[bottom] + 0.5 * fall:
+            low = next(i for i, each in enumerate(smoothed) if each <= smoothed[0] - 0.1 * fall)
             return low, place - 1
     return None
 
