@@ -120,7 +120,7 @@ def range_test(
         smoothed=tuple(smoothed),
         peak_lr=_rounded(rates[peak]),
         min_lr=_rounded(rates[low]),
-        peak_because=f"the highest rate before half of the loss's fall ({fall}) was lost again",
+        peak_because=f"the highest rate before half or more of the loss's fall ({fall}) was lost again",
         min_because="the rate at which the first tenth of that fall was reached",
         seconds=time.perf_counter() - start,
     )
