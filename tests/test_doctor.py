@@ -81,6 +81,9 @@ def test_a_folder_without_the_data_is_red(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "_resume", lambda: Check("resume", True, ""))
     checks = {check.name: check for check in examine(tmp_path)}
     assert checks["data"].good is False and str(tmp_path) in checks["data"].found and checks["data"].hint
+    monkeypatch.setenv(
+        "FIRSTLIGHT_CACHE", str(tmp_path / "empty")
+    )  # another test may have filled the shared one
     assert {check.name: check for check in examine()}["data"].good is None, "no data at all is no fault"
 
 
