@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.stderr == ""
     assert "test accuracy" in done.stdout and "95 % interval" in done.stdout and "epoch 2/2" in done.stdout
     assert "about" in done.stdout.split("epoch 1/2")[0], "it says how long it will take before it starts"
-    assert "✓" in done.stdout
+    assert "✓" in done.stdout and "checkpoints of 0.1 MB took" in done.stdout
     return place / "runs" / "shapes.demo"
 
 

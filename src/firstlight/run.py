@@ -229,11 +229,13 @@ def _judge(
 def result_lines(summary: dict[str, Any], images: int) -> list[str]:
     """Say what came out, for a terminal."""
     low, high = summary["test_interval_95"]
+    size, spent = summary["checkpoint_bytes"] / 1e6, summary["checkpoint_seconds"]
     return [
         f"test accuracy {summary['test_accuracy']:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
         f"{images:,} images); {summary['test_accuracy_tta']:.2%} with TTA",
         f"training took {duration(summary['train_seconds'])}, everything together "
         f"{duration(summary['wall_seconds'])}",
+        f"checkpoints of {size:.1f} MB took {spent:.1f} s",
     ]
 
 
