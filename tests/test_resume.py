@@ -107,7 +107,15 @@ def kill_at_random_moments(times: int, whole: tuple[Path, float], place: Path) -
     for number in range(times):
         out, log = place / f"run{number}", place / f"log{number}"
         process = started(out, log)
-        process.join(draw.uniform(0.05, seconds))
+        if number % 2:  # any moment from the first to the last
+            process.join(draw.uniform(0.05, seconds))
+        else:  # a moment of the training itself, however busy the machine is
+            epochs_done = draw.randrange(3)
+            while process.is_alive() and not (out / RECIPE).exists():
+                process.join(0.002)
+            while process.is_alive() and (newest_step(out) or 0) < 10 * epochs_done:
+                process.join(0.002)
+            process.join(draw.uniform(0, 0.05))
         process.kill()
         process.join()
         readable(out)
