@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from firstlight.data import cifar
-from firstlight.data.cache import Arrays, KeptArrays, cache_folder, digest
+from firstlight.data.cache import Arrays, KeptArrays, digest
 from firstlight.data.cifar import CLASSES, MEAN, SOURCES, STD, Cifar10, NumberedNames, read_arrays
 from firstlight.data.cifar_files import CIFAR10, NAMES, Edition
 from firstlight.data.download import PublishedFile
 from firstlight.data.images import statistics
 from firstlight.errors import InputError
+from firstlight.runtime import cache_folder
 
 BATCHES = ("data_batch_1", "data_batch_2", "test_batch")
 COUNT = 4

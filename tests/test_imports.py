@@ -17,6 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "firstlight"
 STOREYS = (
     ("errors",),
     ("runtime",),
+    ("kernels",),
     ("models", "data"),
     ("training",),
     ("insight", "recipe"),

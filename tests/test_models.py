@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import Residual, conv_bn_relu, count_parameters, evaluating, layers
+from firstlight.models.blocks import ConvBlock, Residual, count_parameters, evaluating, layers
 from firstlight.models.custom_resnet import CustomResNet, CustomResNetSpec
 from firstlight.runtime import seeded
 
@@ -113,8 +113,8 @@ def test_a_residual_adds_its_input_once() -> None:
 
 
 def test_the_pool_stands_before_the_norm() -> None:
-    assert list(dict(conv_bn_relu(3, 4, pool=True).named_children())) == ["conv", "pool", "norm", "relu"]
-    assert list(dict(conv_bn_relu(3, 4).named_children())) == ["conv", "norm", "relu"]
+    assert list(dict(ConvBlock(3, 4, pool=True).named_children())) == ["conv", "pool", "norm", "relu"]
+    assert list(dict(ConvBlock(3, 4).named_children())) == ["conv", "norm", "relu"]
 
 
 def test_probabilities_are_the_softmax_of_the_logits() -> None:

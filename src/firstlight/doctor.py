@@ -122,19 +122,20 @@ def _disk(out: Path) -> Check:
 
 def _machine() -> Check:
     from firstlight import runtime
+    from firstlight.kernels.library import path_on
 
     machine = runtime.prepare()
     return Check(
         "machine",
         True,
         f"{machine.hardware}; {machine.device.type}, {machine.precision}, channels-last, "
-        f"{machine.threads} threads, allocator: {machine.allocator}",
+        f"{machine.threads} threads, allocator: {machine.allocator}; {path_on(machine)}",
     )
 
 
 def _data(data_dir: Path | None) -> Check:
-    from firstlight.data.cache import cache_folder
     from firstlight.data.cifar import Cifar10, is_here
+    from firstlight.runtime import cache_folder
 
     if data_dir is None and not is_here():
         return Check(

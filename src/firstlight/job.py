@@ -16,6 +16,7 @@ from firstlight import runtime
 from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
+from firstlight.kernels.library import path_on
 from firstlight.models.blocks import count_parameters
 from firstlight.recipe import Recipe
 from firstlight.recipes import named
@@ -133,6 +134,7 @@ class Job:
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
             f"{count_parameters(self.model):,} parameters",
             f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
+            path_on(machine),
             f"about {duration(sum(parts.values()))} here ({listed})",
         ]
 
@@ -155,6 +157,7 @@ class Job:
             "precision": machine.precision,
             "threads": machine.threads,
             "allocator": machine.allocator,
+            "kernels": path_on(machine),
             "determinism": machine.determinism,
             "data": {
                 "source": self.recipe.data.name,

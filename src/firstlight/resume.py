@@ -17,7 +17,7 @@ from firstlight.record import contents
 from firstlight.record.folder import RECIPE, ROOT, RunFolder
 
 _BEFORE_THE_RECIPE = {contents.SAMPLES, contents.ENVIRONMENT, contents.FINDING}
-_NAMED = ("firstlight", "torch", "hardware", "threads", "platform", "allocator", "determinism")
+_NAMED = ("firstlight", "torch", "hardware", "threads", "platform", "allocator", "kernels", "determinism")
 """What may differ when a run goes on, but is then named: the result is as good, not the same to the bit."""
 
 

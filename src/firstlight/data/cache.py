@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tokenize
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,15 +19,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 # What NumPy was seen to raise for altered headers.
 _DAMAGED = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
 _MOST_SOURCES = 64  # files remembered as verified; the oldest are forgotten
-
-
-def cache_folder() -> Path:
-    """Return FIRSTLIGHT_CACHE, or the platform's folder for caches."""
-    if chosen := os.environ.get("FIRSTLIGHT_CACHE"):
-        return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("firstlight"))
 
 
 def digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -10,11 +10,12 @@ from typing import ClassVar, overload
 
 import torch
 
-from firstlight.data.cache import Arrays, KeptArrays, cache_folder, stamps
+from firstlight.data.cache import Arrays, KeptArrays, stamps
 from firstlight.data.cifar_files import CIFAR10, NAMES, Edition, decode, find
 from firstlight.data.download import DownloadFailed, Source, download
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
+from firstlight.runtime import cache_folder
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

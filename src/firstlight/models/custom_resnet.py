@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import Residual, conv_bn_relu
+from firstlight.models.blocks import ConvBlock, Residual
 
 
 class CustomResNet(nn.Module):
@@ -33,15 +33,15 @@ class CustomResNet(nn.Module):
         if num_classes < 2 or width < 1 or channels < 1:
             raise InputError(f"no network of {num_classes} classes, width {width} and {channels} channels")
         self.logit_scale = logit_scale
-        self.prep = conv_bn_relu(channels, width)
+        self.prep = ConvBlock(channels, width)
         self.layer1 = nn.Sequential(
-            conv_bn_relu(width, 2 * width, pool=True),
-            Residual(nn.Sequential(conv_bn_relu(2 * width, 2 * width), conv_bn_relu(2 * width, 2 * width))),
+            ConvBlock(width, 2 * width, pool=True),
+            Residual(nn.Sequential(ConvBlock(2 * width, 2 * width), ConvBlock(2 * width, 2 * width))),
         )
-        self.layer2 = conv_bn_relu(2 * width, 4 * width, pool=True)
+        self.layer2 = ConvBlock(2 * width, 4 * width, pool=True)
         self.layer3 = nn.Sequential(
-            conv_bn_relu(4 * width, 8 * width, pool=True),
-            Residual(nn.Sequential(conv_bn_relu(8 * width, 8 * width), conv_bn_relu(8 * width, 8 * width))),
+            ConvBlock(4 * width, 8 * width, pool=True),
+            Residual(nn.Sequential(ConvBlock(8 * width, 8 * width), ConvBlock(8 * width, 8 * width))),
         )
         self.pool = nn.MaxPool2d(4)
         self.linear = nn.Linear(8 * width, num_classes, bias=bias)

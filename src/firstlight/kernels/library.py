@@ -1,0 +1,138 @@
+"""The compiled operations: built by the system's C++ compiler when first needed, and kept in the cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from firstlight.runtime import Machine, cache_folder
+
+_SOURCES = ("bf16.h", "winograd.cpp", "norm.cpp")
+_EXTENSIONS = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))
+_FLAGS = ("-O3", "-std=c++17", "-mfma", *_EXTENSIONS, "-fopenmp", "-fPIC", "-shared", "-w")
+_COMPILERS = ("g++", "clang++", "c++")
+_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What of the compiled operations there is.
+
+    library: None where the plain operations serve.
+    path: which operations are taken, in words, with the reason.
+    """
+
+    library: ctypes.CDLL | None
+    path: str
+
+    def __bool__(self) -> bool:
+        return self.library is not None
+
+    def call(self, name: str, *arguments: Tensor | int | None) -> None:
+        """Call an operation; a tensor goes as the address of its first value, an int as a C long."""
+        converted = [
+            ctypes.c_long(argument)
+            if isinstance(argument, int)
+            else ctypes.c_void_p(None if argument is None else argument.data_ptr())
+            for argument in arguments
+        ]
+        self.library[name](*converted)  # type: ignore[index]
+
+
+@functools.cache
+def load() -> Kernels:
+    """Return the compiled operations, built now where they were not yet (a few seconds, once a machine).
+
+    They need x86-64 Linux, AVX-512 BF16 and a C++ compiler. With AMX the operations of torch are
+    faster. FIRSTLIGHT_KERNELS=plain asks for the plain ones, =compiled for these in spite of AMX.
+    """
+    if reason := _unfit():
+        return Kernels(None, f"plain operations: {reason}")
+    try:
+        built = _built()
+        return Kernels(ctypes.CDLL(str(built)), "compiled for AVX-512 BF16 (Winograd convolutions)")
+    except _Unbuilt as error:
+        return Kernels(None, f"plain operations: {error}")
+
+
+def path_on(machine: Machine) -> str:
+    """Say in words which operations a machine's network is computed with, and why."""
+    if machine.device.type != "cpu":
+        return f"plain operations: on {machine.device.type} torch's own are fast"
+    if machine.precision != "bf16":
+        return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
+    return load().path
+
+
+class _Unbuilt(Exception):
+    """Why there is no library, in words."""
+
+
+def _unfit() -> str:
+    """Say why this machine or its user wants the plain operations; nothing where the compiled ones fit."""
+    chosen = os.environ.get("FIRSTLIGHT_KERNELS", "")
+    if chosen == "plain":
+        return "FIRSTLIGHT_KERNELS=plain asks for them"
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"none are compiled for {sys.platform} on {platform.machine()}"
+    # These two are not promised to stay; a torch without them gets the plain operations.
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    if not has_bf16:
+        return "no AVX-512 BF16 here"
+    if has_tiles and chosen != "compiled":
+        return "torch's own convolutions use AMX"
+    # Whoever limits torch to an older processor means all that computes.
+    limited = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if limited or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "torch is limited to older instructions"
+    return ""
+
+
+def _built() -> Path:
+    """Return the library's file, compiled now unless the same sources were before."""
+    here = Path(__file__).parent
+    sources = [(here / name).read_bytes() for name in _SOURCES]
+    openmp = _openmp()
+    recipe = repr((_FLAGS, openmp, platform.libc_ver())).encode()
+    name = f"kernels-{hashlib.sha256(recipe + b''.join(sources)).hexdigest()[:16]}.so"
+    kept = cache_folder() / name
+    if kept.exists():
+        return kept
+    wished = os.environ.get("CXX")
+    compiler = next(filter(None, map(shutil.which, [wished] if wished else _COMPILERS)), None)
+    if compiler is None:
+        raise _Unbuilt(f"no C++ compiler ({wished or ', '.join(_COMPILERS)})")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as place:
+            fresh = Path(place) / name
+            units = [str(here / source) for source in _SOURCES if source.endswith(".cpp")]
+            command = [compiler, *_FLAGS, *units, "-o", str(fresh), *openmp]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+            if done.returncode:
+                said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+                raise _Unbuilt(f"{compiler} failed: {said}")
+            ctypes.CDLL(str(fresh))  # a library that does not load is not kept
+            fresh.replace(kept)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _Unbuilt(f"{compiler}: {error}") from error
+    return kept
+
+
+def _openmp() -> tuple[str, ...]:
+    """Name torch's own OpenMP runtime for the linker: a second one would bring a second set of threads."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return (str(found[0]), f"-Wl,-rpath,{found[0].parent}") if found else ()

@@ -1,0 +1,110 @@
+// Batch norm and ReLU as one operation on channels-last bf16 images, [pixel][channel], with its gradient.
+//
+// Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1. Sums run in fp32 over short stretches and in fp64 over those.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "bf16.h"
+
+namespace {
+
+constexpr long kStretch = 64;
+
+// What `term(row, channel, first, second)` adds up to over all rows, channel by channel, in 16 lanes each.
+template <class Term>
+void sum_rows(long rows, long channels, double* first, double* second, Term term) {
+  std::memset(first, 0, channels * sizeof(double));
+  std::memset(second, 0, channels * sizeof(double));
+#pragma omp parallel
+  {
+    static thread_local Scratch<double> totals;
+    double* mine = totals.of(2L * channels);
+    std::memset(mine, 0, 2L * channels * sizeof(double));
+    // Fixed shares, added in a fixed order, so that the same number of threads gives the same bits.
+#pragma omp for schedule(static)
+    for (long begin = 0; begin < rows; begin += kStretch) {
+      const long end = std::min(begin + kStretch, rows);
+      for (long c = 0; c < channels; c += 32) {
+        const bool two = c + 16 < channels;
+        __m512 a[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, b[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (long row = begin; row < end; row++) {
+          term(row, c, a[0], b[0]);
+          if (two) term(row, c + 16, a[1], b[1]);
+        }
+        for (long i = 0; i < 1 + two; i++)
+          for (long half = 0; half < 2; half++) {
+            double* to = mine + c + 16 * i + 8 * half;
+            const auto widened = [&](__m512 v) { return _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v)); };
+            _mm512_storeu_pd(to, _mm512_loadu_pd(to) + widened(a[i]));
+            _mm512_storeu_pd(to + channels, _mm512_loadu_pd(to + channels) + widened(b[i]));
+          }
+      }
+    }
+#pragma omp for schedule(static, 1) ordered
+    for (long thread = 0; thread < omp_get_num_threads(); thread++) {
+#pragma omp ordered
+      for (long c = 0; c < channels; c++) {
+        first[c] += mine[c];
+        second[c] += mine[channels + c];
+      }
+    }
+  }
+}
+
+// The gradient that passes the ReLU.
+inline __m512 passed(const bf16* gradient, __m512 z, __m512 scale, __m512 shift) {
+  const __mmask16 positive = _mm512_cmp_ps_mask(_mm512_fmadd_ps(z, scale, shift), _mm512_setzero_ps(), _CMP_GT_OQ);
+  return _mm512_maskz_mov_ps(positive, load(gradient));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Each channel's sum and sum of squares.
+void norm_sums(const bf16* z, long rows, long channels, double* sum, double* squares) {
+  sum_rows(rows, channels, sum, squares, [=](long row, long c, __m512& a, __m512& b) {
+    const __m512 v = load(z + row * channels + c);
+    a = a + v;
+    b = _mm512_fmadd_ps(v, v, b);
+  });
+}
+
+// y = max(0, scale z + shift).
+void norm_relu(const bf16* z, const float* scale, const float* shift, bf16* y, long rows, long channels) {
+#pragma omp parallel for schedule(static)
+  for (long row = 0; row < rows; row++)
+    for (long c = 0; c < channels; c += 16)
+      store(y + row * channels + c,
+            _mm512_max_ps(_mm512_setzero_ps(), _mm512_fmadd_ps(load(z + row * channels + c), _mm512_loadu_ps(scale + c),
+                                                               _mm512_loadu_ps(shift + c))));
+}
+
+// Each channel's sum of the gradient that passes the ReLU, and of that times z.
+void norm_relu_gradient_sums(const bf16* gradient, const bf16* z, const float* scale, const float* shift, long rows,
+                             long channels, double* sum, double* products) {
+  sum_rows(rows, channels, sum, products, [=](long row, long c, __m512& a, __m512& b) {
+    const __m512 v = load(z + row * channels + c);
+    const __m512 g = passed(gradient + row * channels + c, v, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
+    a = a + g;
+    b = _mm512_fmadd_ps(g, v, b);
+  });
+}
+
+// out = scale x (the gradient that passes the ReLU) + slope z + offset: the gradient of z.
+void norm_relu_gradient(const bf16* gradient, const bf16* z, const float* scale, const float* shift, const float* slope,
+                        const float* offset, bf16* out, long rows, long channels) {
+#pragma omp parallel for schedule(static)
+  for (long row = 0; row < rows; row++)
+    for (long c = 0; c < channels; c += 16) {
+      const __m512 v = load(z + row * channels + c), s = _mm512_loadu_ps(scale + c);
+      const __m512 g = passed(gradient + row * channels + c, v, s, _mm512_loadu_ps(shift + c));
+      const __m512 rest = _mm512_fmadd_ps(_mm512_loadu_ps(slope + c), v, _mm512_loadu_ps(offset + c));
+      store(out + row * channels + c, _mm512_fmadd_ps(s, g, rest));
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,368 @@
+// 3x3 convolutions of channels-last bf16 images on a CPU with AVX-512 BF16, with 2.25 times fewer multiplications.
+//
+// Winograd's minimal filtering F(2x2, 3x3), as in Lavin and Gray 2016 (arXiv 1509.09308), section 4.1: a 4x4 patch d
+// and a filter g give 2x2 outputs Y = A'[(G g G') . (B' d B)]A. Sums over channels are matrix products, one for each of
+// the 16 places of a transformed patch. Everything is cut into blocks of tiles that stay in a core's own cache, since
+// the transformed images are four times as large as the images and would be slower to fetch than to compute.
+//
+// A 2x2 tile of outputs is also a window of a 2x2 max-pool, so pooling costs no pass over memory: only the largest of
+// the four is written, with its place (0 to 3) as one byte, and the gradient is spread again while it is read.
+//
+// Names: N images of H x W (both even), C channels, T tiles in a block, f one of the 16 places of a transformed patch.
+
+#include <algorithm>
+#include <cstring>
+
+#include "bf16.h"
+
+namespace {
+
+constexpr long kPlaces = 16;
+
+// A batch of images that is read 4x4 patch by patch; `places` is null, or says where in each 2x2 window of the
+// H x W image a value of the H/2 x W/2 image that lies in memory belongs.
+struct Images {
+  const bf16* values;
+  const uint8_t* places;
+  long H, W, C;
+};
+
+// Where the 16 pixels of tile t's patch lie; beyond the border they are zeros.
+struct Patch {
+  const bf16* values[kPlaces];
+  const uint8_t* places[kPlaces];
+};
+
+void locate(const Images& x, long t, const bf16* zeros, Patch& patch) {
+  const long across = x.W / 2, down = x.H / 2;
+  const long n = t / (across * down);
+  const long top = t / across % down * 2 - 1, left = t % across * 2 - 1;
+  for (long i = 0; i < 4; i++)
+    for (long j = 0; j < 4; j++) {
+      const long h = top + i, w = left + j;
+      const bool inside = h >= 0 && h < x.H && w >= 0 && w < x.W;
+      const long at = x.places ? ((n * down + h / 2) * across + w / 2) * x.C : ((n * x.H + h) * x.W + w) * x.C;
+      patch.values[4 * i + j] = inside ? x.values + at : zeros;
+      // Zeros stay zeros wherever they are put, so any readable bytes serve beyond the border.
+      if (x.places) patch.places[4 * i + j] = inside ? x.places + at : reinterpret_cast<const uint8_t*>(zeros);
+    }
+}
+
+inline __m512 at_place(const bf16* values, const uint8_t* places, long place) {
+  const __mmask16 here = _mm_cmpeq_epi8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(places)),
+                                             _mm_set1_epi8(static_cast<char>(place)));
+  return widen(_mm256_maskz_loadu_epi16(here, values));
+}
+
+// 16 channels of B' d B.
+template <bool pooled>
+inline void transform_patch(const Patch& patch, long c, __m512 (&out)[kPlaces]) {
+  __m512 d[kPlaces];
+#pragma GCC unroll 16
+  for (long i = 0; i < kPlaces; i++)
+    // The patch begins at an odd row and column, so its pixel (1, 1) is place 0 of its window.
+    d[i] = pooled ? at_place(patch.values[i] + c, patch.places[i] + c, (i / 4 + 1) % 2 * 2 + (i + 1) % 2)
+                  : load(patch.values[i] + c);
+  __m512 b[kPlaces];
+#pragma GCC unroll 4
+  for (long j = 0; j < 4; j++) {
+    b[j] = d[j] - d[8 + j];
+    b[4 + j] = d[4 + j] + d[8 + j];
+    b[8 + j] = d[8 + j] - d[4 + j];
+    b[12 + j] = d[4 + j] - d[12 + j];
+  }
+#pragma GCC unroll 4
+  for (long i = 0; i < kPlaces; i += 4) {
+    out[i] = b[i] - b[i + 2];
+    out[i + 1] = b[i + 1] + b[i + 2];
+    out[i + 2] = b[i + 2] - b[i + 1];
+    out[i + 3] = b[i + 1] - b[i + 3];
+  }
+}
+
+// [f][tile][channel], planes `plane` apart: the left side of a product over channels.
+template <bool pooled>
+void transform_images(const Images& x, long first, long tiles, const bf16* zeros, bf16* out, long plane) {
+  Patch patch;
+  for (long t = 0; t < tiles; t++) {
+    locate(x, first + t, zeros, patch);
+    for (long c = 0; c < x.C; c += 16) {
+      __m512 v[kPlaces];
+      transform_patch<pooled>(patch, c, v);
+#pragma GCC unroll 16
+      for (long f = 0; f < kPlaces; f++) store(out + f * plane + t * x.C + c, v[f]);
+    }
+  }
+}
+
+// [f][channels / 16][tile / 2][16][2]: the left side of a product over tiles, of which these are from `begin` to `end`,
+// both even. An odd tile out is paired with zeros.
+void transform_image_pairs(const Images& x, long first, long begin, long end, long tiles, const bf16* zeros, bf16* out,
+                           long plane) {
+  const long pairs = (tiles + 1) / 2;
+  Patch patch, other;
+  for (long t = begin; t < end; t += 2) {
+    locate(x, first + t, zeros, patch);
+    if (t + 1 < tiles) locate(x, first + t + 1, zeros, other);
+    else std::fill(other.values, other.values + kPlaces, zeros);
+    for (long c = 0; c < x.C; c += 16) {
+      __m512 v[kPlaces], w[kPlaces];
+      transform_patch<false>(patch, c, v);
+      transform_patch<false>(other, c, w);
+#pragma GCC unroll 16
+      for (long f = 0; f < kPlaces; f++)
+        store_pairs(out + f * plane + (c / 16 * pairs + t / 2) * 32, v[f], w[f]);
+    }
+  }
+}
+
+// 16 channels of A y A' for the 2x2 gradients of tile t.
+inline void transform_gradient(const Images& y, long t, long c, __m512 (&out)[kPlaces]) {
+  __m512 g[4];
+  if (y.places) {
+    for (long i = 0; i < 4; i++) g[i] = at_place(y.values + t * y.C + c, y.places + t * y.C + c, i);
+  } else {
+    const long across = y.W / 2;
+    const long top = t / across * 2, left = t % across * 2;  // H is even, so rows may be counted through all images
+    for (long i = 0; i < 4; i++) g[i] = load(y.values + ((top + i / 2) * y.W + left + i % 2) * y.C + c);
+  }
+  __m512 a[8];
+#pragma GCC unroll 2
+  for (long j = 0; j < 2; j++) {
+    a[j] = g[j];
+    a[2 + j] = g[j] + g[2 + j];
+    a[4 + j] = g[j] - g[2 + j];
+    a[6 + j] = _mm512_setzero_ps() - g[2 + j];
+  }
+#pragma GCC unroll 4
+  for (long i = 0; i < 4; i++) {
+    out[4 * i] = a[2 * i];
+    out[4 * i + 1] = a[2 * i] + a[2 * i + 1];
+    out[4 * i + 2] = a[2 * i] - a[2 * i + 1];
+    out[4 * i + 3] = _mm512_setzero_ps() - a[2 * i + 1];
+  }
+}
+
+// [f][channels / 16 V][tile / 2][16 V][2]: the right side of the same product.
+void transform_gradient_pairs(const Images& y, long first, long begin, long end, long tiles, long V, bf16* out,
+                              long plane) {
+  const long pairs = (tiles + 1) / 2, width = 16 * V;
+  for (long t = begin; t < end; t += 2)
+    for (long c = 0; c < y.C; c += 16) {
+      __m512 v[kPlaces], w[kPlaces];
+      transform_gradient(y, first + t, c, v);
+      if (t + 1 < tiles) transform_gradient(y, first + t + 1, c, w);
+      else std::fill(w, w + kPlaces, _mm512_setzero_ps());
+      bf16* to = out + ((c / width * pairs + t / 2) * width + c % width) * 2;
+#pragma GCC unroll 16
+      for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, v[f], w[f]);
+    }
+}
+
+// 16 channels of A' m A; m's planes lie `plane` apart.
+inline void transform_back(const float* m, long plane, __m512 (&y)[4]) {
+  __m512 a[8];
+#pragma GCC unroll 4
+  for (long j = 0; j < 4; j++) {
+    const __m512 m0 = _mm512_loadu_ps(m + j * plane), m1 = _mm512_loadu_ps(m + (4 + j) * plane),
+                 m2 = _mm512_loadu_ps(m + (8 + j) * plane), m3 = _mm512_loadu_ps(m + (12 + j) * plane);
+    a[j] = m0 + m1 + m2;
+    a[4 + j] = m1 - m2 - m3;
+  }
+#pragma GCC unroll 2
+  for (long i = 0; i < 2; i++) {
+    y[2 * i] = a[4 * i] + a[4 * i + 1] + a[4 * i + 2];
+    y[2 * i + 1] = a[4 * i + 1] - a[4 * i + 2] - a[4 * i + 3];
+  }
+}
+
+// Tiles in a block, so that one transformed block of that many channels fills about half of a core's second cache.
+long block_of(long channels) { return std::max(48L, 12288 / channels / 6 * 6); }
+
+// Tiles whose transforms are kept at a time for the gradient of filters: many where the sums are large, since each block
+// fetches all sums, but few enough for the cache that all cores share.
+long gradient_block(long inputs, long outputs) {
+  const long wanted = 262144 / (inputs + outputs);
+  return std::clamp(wanted / 16 * 16, 64L, 2048L);
+}
+
+// 16 channels of G g G' for the filters of one output channel, whose nine weights lie `tap` apart.
+inline void transform_filter(const float* g, long tap, bool flipped, __m512 (&u)[kPlaces]) {
+  const __m512 half = _mm512_set1_ps(0.5f);
+  __m512 w[9], a[12];
+#pragma GCC unroll 9
+  for (long i = 0; i < 9; i++) w[i] = _mm512_loadu_ps(g + (flipped ? 8 - i : i) * tap);
+#pragma GCC unroll 3
+  for (long j = 0; j < 3; j++) {
+    const __m512 ends = (w[j] + w[6 + j]) * half, middle = w[3 + j] * half;
+    a[j] = w[j];
+    a[3 + j] = ends + middle;
+    a[6 + j] = ends - middle;
+    a[9 + j] = w[6 + j];
+  }
+#pragma GCC unroll 4
+  for (long i = 0; i < 4; i++) {
+    const __m512 ends = (a[3 * i] + a[3 * i + 2]) * half, middle = a[3 * i + 1] * half;
+    u[4 * i] = a[3 * i];
+    u[4 * i + 1] = ends + middle;
+    u[4 * i + 2] = ends - middle;
+    u[4 * i + 3] = a[3 * i + 2];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Transform filters laid out [output][3][3][input] in fp32 to the right side of a product over the channels that a
+// convolution reads: [written / 16 V][f][read / 2][16 V][2]. Forwards it reads inputs and writes outputs; for the
+// gradient of the images (`backwards`) it reads outputs, writes inputs, and the filters are turned by 180 degrees.
+void transform_filters(const float* filters, bf16* out, long inputs, long outputs, long backwards) {
+  const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
+  const long width = 16 * vectors_of(writes);
+  const long plane = reads * width;
+#pragma omp parallel for schedule(static)
+  for (long pair = 0; pair < outputs / 2; pair++)
+    for (long c = 0; c < inputs; c += 16) {
+      __m512 u[2][kPlaces];
+      const long o = 2 * pair;
+      for (long i = 0; i < 2; i++) transform_filter(filters + (o + i) * 9L * inputs + c, inputs, backwards, u[i]);
+      if (backwards) {
+        bf16* to = out + (c / width) * kPlaces * plane + (pair * width + c % width) * 2;
+        for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
+      } else {
+        for (long i = 0; i < 2; i++) {
+          bf16* to = out + ((o + i) / width) * kPlaces * plane + (c / 2L * width + (o + i) % width) * 2;
+          for (long f = 0; f < kPlaces; f++) {
+            alignas(32) bf16 lanes[16];
+            store(lanes, u[i][f]);
+            for (long k = 0; k < 8; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
+          }
+        }
+      }
+    }
+}
+
+// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient of
+// a pooled image and is spread while it is read; with `places_out`, y is pooled.
+void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16* y, uint8_t* places_out, long N, long H,
+              long W, long inputs, long outputs) {
+  const Images images{x, places_in, H, W, inputs};
+  const long V = vectors_of(outputs), width = 16 * V, across = W / 2;
+  const long all = N * (H / 2) * across, filter_plane = inputs * width;
+  const long block = block_of(inputs);
+  // Planes one cache line further apart than a power of two do not compete for the same places in the cache.
+  const long plane = block * inputs + 32, sum_plane = block * width + 16;
+#pragma omp parallel
+  {
+    static thread_local Scratch<bf16> transformed, nothing;
+    static thread_local Scratch<float> products;
+    bf16* v = transformed.of(kPlaces * plane);
+    float* m = products.of(kPlaces * sum_plane);
+    bf16* zeros = nothing.of(inputs);
+    std::memset(zeros, 0, inputs * sizeof(bf16));
+#pragma omp for schedule(dynamic)
+    for (long first = 0; first < all; first += block) {
+      const long tiles = std::min(block, all - first);
+      if (places_in) transform_images<true>(images, first, tiles, zeros, v, plane);
+      else transform_images<false>(images, first, tiles, zeros, v, plane);
+      for (long o = 0; o < outputs; o += width) {
+        for (long f = 0; f < kPlaces; f++)
+          multiply<false>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
+                          filters + (o / width * kPlaces + f) * filter_plane, inputs / 2,
+                          m + f * sum_plane, width);
+        for (long t = 0; t < tiles; t++) {
+          const long tile = first + t, top = tile / across * 2, left = tile % across * 2;
+          for (long c = 0; c < width; c += 16) {
+            __m512 out[4];
+            transform_back(m + t * width + c, sum_plane, out);
+            if (places_out) {
+              __m512 largest = out[0];
+              __m128i place = _mm_setzero_si128();
+              for (long i = 1; i < 4; i++) {
+                const __mmask16 larger = _mm512_cmp_ps_mask(out[i], largest, _CMP_GT_OQ);
+                largest = _mm512_mask_mov_ps(largest, larger, out[i]);
+                place = _mm_mask_mov_epi8(place, larger, _mm_set1_epi8(static_cast<char>(i)));
+              }
+              const long at = tile * outputs + o + c;
+              store(y + at, largest);
+              _mm_storeu_si128(reinterpret_cast<__m128i*>(places_out + at), place);
+            } else {
+              for (long i = 0; i < 4; i++) store(y + ((top + i / 2) * W + left + i % 2) * outputs + o + c, out[i]);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// How many bf16 values `convolve_filter_gradient` needs to work with.
+void filter_gradient_work(long inputs, long outputs, int64_t* values) {
+  *values = kPlaces * (gradient_block(inputs, outputs) * (inputs + outputs) + 64);
+}
+
+// The gradient of the filters, [output][3][3][input] in fp32, from the images x and the outputs' gradient y, which
+// `places` spreads where the outputs were pooled. `sums` holds 16 x inputs x outputs floats, `work` what
+// `filter_gradient_work` says.
+void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* places, float* sums, bf16* work,
+                              float* gradient, long N, long H, long W, long inputs, long outputs) {
+  const Images images{x, nullptr, H, W, inputs}, gradients{y, places, H, W, outputs};
+  const long V = vectors_of(outputs), width = 16 * V, slice = 16;
+  const long all = N * (H / 2) * (W / 2), size = inputs * outputs;
+  const long block = gradient_block(inputs, outputs);
+  const long plane = block * inputs + 32, gradient_plane = block * outputs + 32;
+  bf16* const v = work;
+  bf16* const g = work + kPlaces * plane;
+#pragma omp parallel
+  {
+    static thread_local Scratch<bf16> nothing;
+    bf16* zeros = nothing.of(inputs);
+    std::memset(zeros, 0, inputs * sizeof(bf16));
+    for (long first = 0; first < all; first += block) {
+      const long tiles = std::min(block, all - first), pairs = (tiles + 1) / 2;
+#pragma omp for schedule(dynamic)
+      for (long begin = 0; begin < tiles; begin += slice) {
+        const long end = std::min(begin + slice, tiles);
+        transform_image_pairs(images, first, begin, end, tiles, zeros, v, plane);
+        transform_gradient_pairs(gradients, first, begin, end, tiles, V, g, gradient_plane);
+      }
+      // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
+#pragma omp for collapse(2) schedule(dynamic)
+      for (long f = 0; f < kPlaces; f++)
+        for (long o = 0; o < outputs; o += width)
+          for (long i = 0; i < inputs; i += 16) {
+            const auto* left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
+            const bf16* right = g + f * gradient_plane + o * pairs * 2;
+            float* sum = sums + f * size + i * outputs + o;
+            if (first) multiply<true>(V, 16, left, 1, 16, right, pairs, sum, outputs);
+            else multiply<false>(V, 16, left, 1, 16, right, pairs, sum, outputs);
+          }
+    }
+    // G' u G of each filter: [input][output] in, [output][3][3][input] out.
+#pragma omp for schedule(static)
+    for (long i = 0; i < inputs; i++)
+      for (long o = 0; o < outputs; o += 16) {
+        __m512 u[kPlaces], a[12];
+        const long at = i * outputs + o;
+        for (long f = 0; f < kPlaces; f++) u[f] = _mm512_loadu_ps(sums + f * size + at);
+        const __m512 half = _mm512_set1_ps(0.5f);
+        for (long j = 0; j < 4; j++) {
+          a[j] = u[j] + (u[4 + j] + u[8 + j]) * half;
+          a[4 + j] = (u[4 + j] - u[8 + j]) * half;
+          a[8 + j] = u[12 + j] + (u[4 + j] + u[8 + j]) * half;
+        }
+        for (long r = 0; r < 3; r++) {
+          const __m512 sum = (a[4 * r + 1] + a[4 * r + 2]) * half;
+          const __m512 taps[3] = {a[4 * r] + sum, (a[4 * r + 1] - a[4 * r + 2]) * half, a[4 * r + 3] + sum};
+          for (long k = 0; k < 3; k++) {
+            alignas(64) float lanes[16];
+            _mm512_store_ps(lanes, taps[k]);
+            for (long l = 0; l < 16; l++) gradient[((o + l) * 9L + 3 * r + k) * inputs + i] = lanes[l];
+          }
+        }
+      }
+  }
+}
+
+}  // extern "C"
