@@ -19,8 +19,9 @@ class Scratch {
   Value* of(size_t count) {
     if (count > size_) {
       std::free(data_);
-      data_ = static_cast<Value*>(std::aligned_alloc(64, (count * sizeof(Value) + 4095) / 4096 * 4096));
-      size_ = data_ ? count : 0;
+      data_ = static_cast<Value*>(std::aligned_alloc(64, (count * sizeof(Value) + 63) / 64 * 64));
+      if (!data_) std::abort();
+      size_ = count;
     }
     return data_;
   }

@@ -182,7 +182,7 @@ long block_of(long channels) { return std::max(48L, 12288 / channels / 6 * 6); }
 // Tiles whose transforms are kept at a time for the gradient of filters: many where the sums are large, since each block
 // fetches all sums, but few enough for the cache that all cores share.
 long gradient_block(long inputs, long outputs) {
-  const long wanted = 262144 / (inputs + outputs);
+  const long wanted = 131072 / (inputs + outputs);
   return std::clamp(wanted / 16 * 16, 64L, 2048L);
 }
 
