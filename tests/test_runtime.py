@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 import threading
 import time
 from dataclasses import replace
@@ -124,7 +125,34 @@ def test_the_allocator_is_tuned_where_it_can_be() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     glibc = sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
-    assert done.stdout.strip() == ("glibc, large blocks kept" if glibc else "default")
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    huge = offered.exists() and "[never]" not in offered.read_text(encoding="ascii")
+    kept = "glibc, blocks kept, huge pages" if huge else "glibc, blocks kept"
+    assert done.stdout.strip() == (kept if glibc else "default")
+
+
+def test_freed_memory_is_kept_and_lies_in_huge_pages() -> None:
+    # In a process of its own, after which nothing of it is left.
+    code = """
+import re, torch
+from firstlight.runtime import tune_allocator
+said = tune_allocator()
+def kilobytes(name):
+    return int(re.search(name + r": +([0-9]+)", open("/proc/self/smaps_rollup").read())[1])
+before = kilobytes("Rss")
+blocks = [torch.ones(2**24) for _ in range(4)]  # 64 MB each
+within = kilobytes("Rss")
+del blocks
+print(within - before, kilobytes("Rss") - before, kilobytes("AnonHugePages"), "huge" in said)
+"""
+    if sys.platform != "linux" or not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+        pytest.skip("the allocator is tuned on Linux with glibc alone")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    taken, kept, huge, offered = done.stdout.split()
+    assert int(taken) > 250_000
+    assert int(kept) > 250_000
+    if offered == "True" and int(huge) < 200_000:
+        pytest.skip(f"the system offers huge pages, but gave only {int(huge) // 1000} MB of them")
 
 
 def test_elsewhere_the_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
