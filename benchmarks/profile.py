@@ -2,10 +2,10 @@
 
     python benchmarks/profile.py [--rounds 3] [--record]
 
-Three loops on the same batches, each in a process of its own, in turn: *stock* as in reference.py; *memory kept*, the same
-operations with the tuned allocator; *firstlight*, with the compiled operations too. The parts of a step are torch's own
-profile of it; what tuning the allocator saves is the difference between the first two. `--record` writes budget.json
-beside this script and draws docs/pictures/budget.png from it.
+Three loops on the same batches, each in a process of its own, in turn: *stock* as in reference.py; *memory
+kept*, the same operations with the tuned allocator; *firstlight*, with the compiled operations too. The parts
+of a step are torch's own profile of it; what tuning the allocator saves is the difference between the first
+two. `--record` writes budget.json beside this script and draws docs/pictures/budget.png from it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def profile(loop: str) -> dict[str, Any]:
     parts[REST] = max(0.0, parts[REST] - parts["optimizer"])
     whole = sum(parts.values())
     step_seconds = statistics.median(seconds)
-    return {"step": step_seconds, "parts": {name: part / whole * step_seconds for name, part in parts.items()}}
+    return {
+        "step": step_seconds,
+        "parts": {name: part / whole * step_seconds for name, part in parts.items()},
+    }
 
 
 def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
@@ -84,7 +87,9 @@ def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ConvBlock)}
     sides: dict[str, int] = {}
     for name, block in blocks.items():
-        block.register_forward_pre_hook(lambda _, given, name=name: sides.__setitem__(name, given[0].shape[-1]))
+        block.register_forward_pre_hook(
+            lambda _, given, name=name: sides.__setitem__(name, given[0].shape[-1])
+        )
     with torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
 
@@ -117,7 +122,9 @@ def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
             )
 
         library = [median(lambda images=images, half=half: F.conv2d(images, half, padding=1))]
-        library.append(median(lambda gradient=gradient: gradient(True, False)) if conv.in_channels > 3 else 0.0)
+        library.append(
+            median(lambda gradient=gradient: gradient(True, False)) if conv.in_channels > 3 else 0.0
+        )
         library.append(median(lambda gradient=gradient: gradient(False, True)))
         compiled: list[float | None] = [None] * 3
         if convolution.serves(conv, images):
@@ -159,7 +166,9 @@ def in_own_process(loop: str) -> Any:
         text=True,
         check=True,
     )
-    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith(("{", "["))))
+    return json.loads(
+        next(line for line in reversed(done.stdout.splitlines()) if line.startswith(("{", "[")))
+    )
 
 
 def best(row: dict[str, Any], number: int) -> float:
@@ -177,7 +186,9 @@ def draw(budget: dict[str, Any], path: Path) -> None:
 
     steps = {loop: found["step"] for loop, found in budget["loops"].items()}
     bars = {loop: dict(found["parts"]) for loop, found in budget["loops"].items()}
-    names = [name for name in bars["stock"] if any(part[name] > 0.004 * steps["stock"] for part in bars.values())]
+    names = [
+        name for name in bars["stock"] if any(part[name] > 0.004 * steps["stock"] for part in bars.values())
+    ]
     for loop, parts in bars.items():
         bars[loop] = {name: part for name, part in parts.items() if name in names}
         bars[loop][REST] = steps[loop] - sum(part for name, part in bars[loop].items() if name != REST)
@@ -190,7 +201,9 @@ def draw(budget: dict[str, Any], path: Path) -> None:
             left += part
         axes.text(left, place, f" {left:.2f} s", va="center")
     axes.axvline(budget["floor"], color="black", linestyle=":", linewidth=1)
-    axes.text(budget["floor"], len(bars) - 0.45, "floor: the convolutions, each alone ", ha="right", fontsize=8)
+    axes.text(
+        budget["floor"], len(bars) - 0.45, "floor: the convolutions, each alone ", ha="right", fontsize=8
+    )
     axes.set_yticks(range(len(bars)), list(bars))
     axes.set_ylim(len(bars) - 0.3, -0.6)
     axes.set_xlim(0, 1.12 * max(steps.values()))
@@ -230,7 +243,12 @@ def main() -> None:
             values = [[each[number][way][i] for each in alone] for i in range(3)]
             row[way] = [None if value[0] is None else statistics.median(value) for value in values]
     floor = sum(best(row, number) for row in rows for number in range(3)) / 1e3
-    budget = {"hardware": runtime.prepare("cpu", "bf16").hardware, "floor": floor, "loops": loops, "alone": rows}
+    budget = {
+        "hardware": runtime.prepare("cpu", "bf16").hardware,
+        "floor": floor,
+        "loops": loops,
+        "alone": rows,
+    }
 
     print(f"on {budget['hardware']}; seconds of a step, medians of {arguments.rounds}\n")
     print(f"| | {' | '.join(LOOPS)} |\n|---|{'---|' * len(LOOPS)}")
@@ -238,14 +256,20 @@ def main() -> None:
         cells = [format(found["parts"][part], ".3f") for found in loops.values()]
         print(f"| {part} | {' | '.join(cells)} |")
     print("| **a step** | " + " | ".join(f"**{found['step']:.3f}**" for found in loops.values()) + " |")
-    print(f"\nmilliseconds of each convolution alone: torch / compiled\n\n| | {' | '.join(PASSES)} |\n|---|---|---|---|")
+    print(
+        "\nmilliseconds of each convolution alone: torch / compiled\n\n"
+        f"| | {' | '.join(PASSES)} |\n|---|---|---|---|"
+    )
     for row in rows:
         cells = [
             f"{one:.1f} / {'–' if two is None else f'{two:.1f}'}"
             for one, two in zip(row["torch"], row["compiled"], strict=True)
         ]
         print(f"| {row['name']} | {' | '.join(cells)} |")
-    print(f"\nfloor, each the better way: {floor:.3f} s; a step is {loops['firstlight']['step'] / floor:.2f} floors")
+    print(
+        f"\nfloor, each the better way: {floor:.3f} s; "
+        f"a step is {loops['firstlight']['step'] / floor:.2f} floors"
+    )
     if arguments.record:
         RESULT.write_text(json.dumps(budget, indent=1) + "\n", encoding="utf-8")
         draw(budget, PICTURE)

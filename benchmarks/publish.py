@@ -42,7 +42,8 @@ def publish(run: Path, name: str, note: str = "") -> Path:
     target.write_tensors(contents.PREDICTIONS, half)
     low, high = summary.pop("test_interval_95")
     summary.pop("schema")
-    row = {"script": "firstlight train, benchmarks/publish.py", **summary}
+    rates = "found" if source.has(contents.FINDING) else "given"
+    row = {"script": "firstlight train, benchmarks/publish.py", **summary, "rates": rates}
     add_row({**row, "test_low_95": low, "test_high_95": high, "evidence": name, "note": note})
     return target.path
 

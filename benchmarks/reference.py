@@ -1,4 +1,4 @@
-"""The yardstick R: what PyTorch's stock loop needs for 50,000 images here, and what Firstlight needs, in turn.
+"""The yardstick R: what PyTorch's stock loop needs for 50,000 images here, in turn with Firstlight's.
 
     python benchmarks/reference.py [--rounds 3] [--steps 8] [--record]
 
@@ -6,8 +6,8 @@ Each measurement is a process of its own (A B A B …), so that neither inherits
 Both train the assignment's network in batches of 512 on the same augmented random images:
 - *stock*: autocast to bf16, channels-last, the modules that torch has, its optimizer, the default allocator;
 - *firstlight*: `train_step` on the machine that `runtime.prepare` makes.
-Medians of all steps but the first three of each process are compared. Also of both: the time to import, from the start
-of the process to the end of its first step, and peak memory.
+Medians of all steps but the first three of each process are compared. Also of both: the time to import, from
+the start of the process to the end of its first step, and peak memory.
 """
 
 from __future__ import annotations
@@ -156,8 +156,13 @@ def main() -> None:
             measured = in_own_process(loop, arguments.steps)
             for unit, values in measured.items():
                 found[loop][unit] += values
-            print(f"round {number + 1}, {loop}: {statistics.median(measured['step_seconds']):.3f} s a step", flush=True)
-    medians = {loop: {unit: statistics.median(values) for unit, values in found[loop].items()} for loop in LOOPS}
+            print(
+                f"round {number + 1}, {loop}: {statistics.median(measured['step_seconds']):.3f} s a step",
+                flush=True,
+            )
+    medians = {
+        loop: {unit: statistics.median(values) for unit, values in found[loop].items()} for loop in LOOPS
+    }
     stock_step, our_step = (medians[loop]["step_seconds"] for loop in LOOPS)
     r = stock_step * EPOCH / BATCH
     training = STEPS * our_step
@@ -169,7 +174,10 @@ def main() -> None:
     for unit, words in UNITS.items():
         print(f"| {words} | {' | '.join(f'{medians[loop][unit]:.3g}' for loop in LOOPS)} |")
     print(f"| images a second | {BATCH / stock_step:.0f} | {BATCH / our_step:.0f} |")
-    print(f"\nR, 50,000 images with the stock loop: {r:.0f} s. Firstlight is {stock_step / our_step:.2f} times as fast;")
+    print(
+        f"\nR, 50,000 images with the stock loop: {r:.0f} s. "
+        f"Firstlight is {stock_step / our_step:.2f} times as fast;"
+    )
     print(f"24 epochs of the assignment ({STEPS} steps): {training:.0f} s = {training / r:.2f} R")
     if arguments.record:
         from rows import add_row

@@ -252,11 +252,14 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert not any("Test" in words for words in words_of(figures.learning_curves(a_history(4, test=False))))
 
 
-def test_an_epoch_whose_snapshot_was_lost_leaves_a_gap() -> None:
+def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked() -> None:
     epochs = list(a_history(5))
     epochs[2] = dataclasses.replace(epochs[2], test_loss=None, test_accuracy=None)
-    _, values = line(figures.learning_curves(History(tuple(epochs))).axes[0], "test")
-    assert np.isnan(values).tolist() == [False, False, True, False, False]
+    axes = figures.learning_curves(History(tuple(epochs))).axes[0]
+    places, values = line(axes, "test")
+    assert places.tolist() == [1, 2, 4, 5] and np.isfinite(values).all()
+    markers = {drawn.get_label(): drawn.get_marker() for drawn in axes.lines}
+    assert (markers["test"], markers["train"]) == ("o", "")
 
 
 def test_the_rate_is_drawn_for_each_step_and_meets_the_history_at_each_epochs_end() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import TinyNet, digest, global_random_states
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from firstlight.errors import InputError
-from firstlight.insight.gradcam import default_endpoint, gradcam
+from firstlight.insight.gradcam import default_endpoint, gradcam, gradcam_pair
 from firstlight.models.custom_resnet import CustomResNet
 from firstlight.runtime import seeded, stream
 
@@ -72,6 +76,47 @@ def test_it_equals_the_paper_also_where_a_relu_overwrites_the_endpoint(
     torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-7)
 
 
+OTHERS = torch.tensor([1, 3, 0, 0, 3])
+
+
+@pytest.mark.parametrize("endpoint", ["first", "second"])
+@pytest.mark.parametrize("batch_size", [2, 250])
+def test_a_pair_is_what_two_calls_give(endpoint: str, batch_size: int) -> None:
+    model, images = Looked(inplace=True), noise(5)
+    pair = gradcam_pair(model, images, TARGETS, OTHERS, endpoint, batch_size=batch_size)
+    for found, targets in zip(pair, (TARGETS, OTHERS), strict=True):
+        alone = gradcam(model, images, targets, endpoint)
+        assert found.endpoint == endpoint and torch.equal(found.targets, targets)
+        torch.testing.assert_close(found.maps, alone.maps, rtol=1e-5, atol=1e-8)
+    assert not torch.allclose(pair[0].maps, pair[1].maps)
+
+
+class Counted(TorchDispatchMode):
+    """Notes every convolution, and of every backward pass through one which gradients were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward, self.backward = 0, list[tuple[bool, ...]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.forward += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            self.backward.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("endpoint", "above"), [("layer1", 4), ("layer2", 3), ("layer3", 0)])
+def test_both_classes_cost_one_forward_pass_and_nothing_below_the_endpoint(endpoint: str, above: int) -> None:
+    with seeded(0):
+        model = CustomResNet(4, width=2)
+    with Counted() as counted:
+        gradcam_pair(model, noise(5, 32), TARGETS, OTHERS, endpoint)
+    assert counted.forward == 8
+    # Of input, weight and bias the input alone.
+    assert counted.backward == [(True, False, False)] * (2 * above)
+
+
 class Against(nn.Module):
     """Every feature speaks against class 0 and for class 1."""
 
@@ -115,18 +160,90 @@ def test_it_leaves_the_model_as_it_was(frozen: bool) -> None:
     assert global_random_states() == before
 
 
-def test_hooks_go_and_modes_come_back_after_an_error() -> None:
+@pytest.mark.parametrize("place", ["first", "linear"])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_hooks_modes_and_gradients_are_as_before_after_an_error(place: str, enabled: bool) -> None:
     model = Looked(inplace=False).train()
-    with pytest.raises(RuntimeError):
-        gradcam(model, noise(2)[:, :2], TARGETS[:2], "first")
+    setattr(model, place, nn.Linear(1, 1))  # fails ahead of the endpoint, or behind it
+    with torch.set_grad_enabled(enabled):
+        with pytest.raises(RuntimeError):
+            gradcam_pair(model, noise(5), TARGETS, OTHERS, "second")
+        assert torch.is_grad_enabled() is enabled
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
 
 
-def test_it_also_works_inside_no_grad() -> None:
-    with torch.no_grad():
-        found = gradcam(Looked(inplace=False), noise(5), TARGETS, "first")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_also_works_where_gradients_are_off(mode: Any) -> None:
+    model = Looked(inplace=False)
+    with mode():
+        found = gradcam(model, noise(5), TARGETS, "first")
+        assert not torch.is_grad_enabled()
     torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+
+
+class Overwriting(Looked):
+    """An endpoint hands on what it was given, which is overwritten once the endpoint has been passed."""
+
+    def __init__(self) -> None:
+        super().__init__(inplace=False)
+        self.through = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        seen = self.through(features)
+        features.zero_()
+        return self.tail(seen)
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        return {"through": self.through}
+
+
+def test_it_holds_to_what_the_endpoint_gave_where_that_is_overwritten_from_below() -> None:
+    found = gradcam(Overwriting(), noise(5), TARGETS, "through")
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+
+
+class Checkpointed(Looked):
+    """Runs its tail again in the backward pass, instead of keeping what it needs of it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return checkpoint(self.tail, self.first(images), use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def test_a_checkpointed_network_is_in_evaluation_also_when_it_runs_again() -> None:
+    model = Checkpointed(inplace=False).train()
+    found = gradcam(model, noise(5), TARGETS, "first")
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+    assert model.training and model.drop.training
+
+
+class Aside(Looked):
+    """Has an endpoint whose output nothing depends on, and one that is never run."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.second(self.first(images))
+        return self.tail(images.repeat(1, 2, 1, 1)[:, :5])
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        return {"first": self.first, "never": nn.Identity()}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_endpoint_that_the_logits_do_not_depend_on_is_named(frozen: bool) -> None:
+    model = Aside(inplace=False).requires_grad_(not frozen)
+    with pytest.raises(InputError, match="logits do not depend on the output of the endpoint 'first'"):
+        gradcam(model, noise(5), TARGETS, "first")
+    with pytest.raises(InputError, match="does not run its endpoint 'never'"):
+        gradcam(model, noise(5), TARGETS, "never")
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_target_must_be_one_of_the_classes(wrong: int) -> None:
+    targets = torch.tensor([0, 1, wrong, 2, 3])
+    with pytest.raises(InputError, match="outside 0…3, the 4 classes"):
+        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, targets, "first")
 
 
 def test_the_custom_resnet_is_looked_at_where_its_grid_is_8_wide() -> None:
@@ -153,6 +270,8 @@ def test_an_unknown_endpoint_is_answered_with_the_nearest() -> None:
 def test_each_image_needs_one_target(count: int) -> None:
     with pytest.raises(InputError, match="5 images need 5 targets"):
         gradcam(Looked(inplace=False), noise(5), torch.zeros(count, dtype=torch.int64), "first")
+    with pytest.raises(InputError, match="5 images need 5 targets"):
+        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, torch.zeros(count, dtype=torch.int64), "first")
 
 
 def test_a_model_without_endpoints_is_told_how_to_name_them() -> None:

@@ -25,7 +25,7 @@ STOREYS = (
     ("report", "serving", "recipes"),
     ("job",),
     ("resume",),
-    ("run", "doctor"),
+    ("run", "crossfit", "doctor"),
     ("cli",),
 )
 RANK = {room: rank for rank, storey in enumerate(STOREYS) for room in storey}

@@ -109,6 +109,17 @@ def test_a_pooled_gradient_goes_to_the_places_that_were_largest(compiled: None) 
     assert torch.equal(images.grad.float(), F.max_unpool2d(torch.ones_like(largest), places, 2))
 
 
+@pytest.mark.parametrize("place", [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("pool", [False, True])
+def test_what_is_not_a_number_is_passed_on(place: tuple[int, int], pool: bool, compiled: None) -> None:
+    images = drawn("images", 1, 16, 4, 4)
+    images[0, 3, place[0], place[1]] = torch.nan
+    found = convolution.convolve(images, torch.ones(16, 16, 3, 3), pool=pool)
+    assert found[0, :, 0, 0].isnan().all()
+    norm = nn.BatchNorm2d(16).eval()
+    assert normalisation.norm_relu(found, norm)[0, :, 0, 0].isnan().all()
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(4, 16, 6, 6), (3, 48, 2, 2), (2, 128, 32, 32)])
 def test_norm_and_relu_equal_the_plain_ones(

@@ -1,53 +1,28 @@
-"""The page is one closed file: nothing runs in it, nothing is fetched, names stay text, gaps are named."""
+"""The page is one closed file: nothing is fetched, only its own script runs, names stay text."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from page_folder import COUNT, ENVIRONMENT, EVIL, SUMMARY, make_run
 
-from firstlight.data.images import ImageSet
 from firstlight.insight.evaluation import Evaluation
-from firstlight.recipes import named
 from firstlight.record import contents
 from firstlight.record.folder import RunFolder
-from firstlight.report import figures
-from firstlight.report.checklist import Line
+from firstlight.report import payload
 from firstlight.report.opened import Run
-from firstlight.report.page import setting, write_page
-from firstlight.training.history import Epoch, History
-from firstlight.training.lr_finder import LRFinding
+from firstlight.report.page import Page, setting
 
-EVIL = "<img src=x onerror=alert(1)>"
 ESCAPED = "&lt;img src=x onerror=alert(1)&gt;"
-PICTURES = ("learning_curves", "lr_finder", "augmentations", "confusion", "misclassified", "gradcam")
-SUMMARY = {
-    "test_accuracy": 0.9314,
-    "test_accuracy_tta": 0.9402,
-    "test_interval_95": [0.9263, 0.9362],
-    "epochs": 24,
-    "parameters": 6573120,
-    "train_seconds": 3420.0,
-    "wall_seconds": 4000.0,
-    "peak_lr": 0.4,
-    "min_lr": 0.0018,
-    "date": "2026-01-01",
-}
-ENVIRONMENT: dict[str, Any] = {
-    "hardware": "Some CPU, 2 cores",
-    "precision": "bf16",
-    "threads": 2,
-    "firstlight": "0.1.0",
-    "torch": "2.9.0",
-    "data": {"classes": ["cat", EVIL], "test_images": 10000, "shape": [3, 32, 32], "mean": [0.5, 0.5, 0.5]},
-}
-LINES = [Line("24 epochs", True), Line("batch size 64", False), Line(f"no annihilation {EVIL}", None)]
 
 
 class Reader(HTMLParser):
@@ -57,13 +32,19 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self._in_script = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._in_script = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if not self._in_script:
+            self.words.append(data)
 
     @property
     def text(self) -> str:
@@ -74,152 +55,203 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def png() -> bytes:
-    history = History((Epoch(1, 5, 0.1, 1.0, 0.5, 100.0, 3.0),))
-    return figures.to_png(figures.learning_curves(history))
-
-
-def recipe() -> dict[str, Any]:
-    return {
-        "name": EVIL,
-        **{key: value for key, value in named("shapes.demo").to_json().items() if key != "name"},
-    }
-
-
-def page(
-    folder: RunFolder,
-    png: bytes | None,
-    summary: dict[str, Any] = SUMMARY,
-    environment: dict[str, Any] = ENVIRONMENT,
-) -> str:
-    drawn = dict.fromkeys(PICTURES, png) if png else {}
-    path = write_page(folder, drawn, {}, summary, environment, recipe(), LINES)  # type: ignore[arg-type]
-    assert path == folder.path / "report.html"
-    return path.read_text(encoding="utf-8")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
+    """A run folder that lacks nothing, with its page."""
+    place = tmp_path_factory.mktemp("whole") / "run & <b>"
+    place.mkdir()
+    evaluation = make_run(place)
+    Run.open(place).report()
+    return place, evaluation
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    place = tmp_path / "run & <b>"
-    place.mkdir()
-    (place / contents.MISTAKES).write_text(
-        "index,name,true,predicted,confidence,loss\n"
-        f'7,"photos/{EVIL}.png",{EVIL},cat,0.987654,4.4\n'
-        "9,photos/b.png,cat,dog,0.5,1.0\n",
-        encoding="utf-8",
-    )
-    return RunFolder(place)
+def folder(whole: tuple[Path, Evaluation], tmp_path: Path) -> Path:
+    """A copy of the run, for a test to break."""
+    return Path(shutil.copytree(whole[0], tmp_path / "run"))
 
 
-def test_nothing_is_fetched_and_nothing_runs(folder: RunFolder, png: bytes) -> None:
-    text = page(folder, png)
-    read = Reader(text)
-    addressed = {"src", "href", "srcset", "action", "data", "poster", "background", "formaction"}
-    for tag, attributes in read.tags:
-        assert tag not in {"script", "link", "iframe", "object", "embed", "form", "base", "svg"}
+@pytest.fixture(scope="module")
+def text(whole: tuple[Path, Evaluation]) -> str:
+    return (whole[0] / contents.REPORT).read_text(encoding="utf-8")
+
+
+def script_of(text: str) -> dict[str, Any]:
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return dict(json.loads(found))
+
+
+def report(place: Path) -> Reader:
+    return Reader(Run.open(place).report().read())
+
+
+def test_nothing_is_fetched(text: str) -> None:
+    addressed = {"src", "srcset", "action", "data", "poster", "background", "formaction"}
+    for tag, attributes in Reader(text).tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
         for name in addressed & set(attributes):
-            assert (attributes[name] or "").startswith("data:image/png;base64,")
-    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
-    assert (
-        "//" not in without_pictures and "url(" not in without_pictures and "@import" not in without_pictures
-    )
-    assert len(without_pictures) < 40_000
+            assert (attributes[name] or "").startswith("data:image/")
+        assert (attributes.get("href") or "#").startswith("#")
+    without_pictures = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", "", text)
+    links = set(re.findall(r"\w+://[^\s\"']+", without_pictures))
+    assert links == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert "url(" not in without_pictures and "@import" not in without_pictures
 
 
-def test_the_policy_allows_this_style_and_no_other(folder: RunFolder, png: bytes) -> None:
-    text = page(folder, png)
+def test_the_policy_allows_this_style_and_this_script_and_no_other(text: str) -> None:
     (policy,) = [
         meta["content"] or ""
         for meta in Reader(text).of("meta")
         if meta.get("http-equiv") == "Content-Security-Policy"
     ]
-    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}'" in policy
+    for tag in ("style", "script"):
+        (found,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(found.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy.split("; ")
     assert {"default-src 'none'", "img-src data:", "base-uri 'none'"} <= set(policy.split("; "))
-    assert "unsafe" not in policy and "script-src" not in policy
+    assert "unsafe" not in policy
     # Before it stands nothing that a browser would act on.
     assert text.index("Content-Security-Policy") < min(text.index("<style"), text.index("<title"))
 
 
-def test_every_picture_is_in_the_page_whole_with_words_for_who_cannot_see_it(
-    folder: RunFolder, png: bytes
-) -> None:
-    images = Reader(page(folder, png)).of("img")
-    assert len(images) == len(PICTURES)
-    for image in images:
-        assert base64.b64decode((image["src"] or "").partition(",")[2]) == png
-        assert (image["width"], image["height"]) == ("1260", "1222")
-        assert len(image["alt"] or "") > 20
-    assert len({image["alt"] for image in images}) == len(PICTURES)
+def test_names_stay_text_wherever_they_come_from(text: str) -> None:
+    assert "<img src=x" not in text and "run & <b>" not in text and "</script><script>" not in text
+    assert text.count("</script>") == 2
+    assert text.count(ESCAPED) > 5  # class by class, in the data, the finding, the command
+    assert "run & <b>" in Reader(text).text
+    found = script_of(text)
+    assert found["classes"][0] == EVIL
+    assert found["items"]["name"][0].startswith(f'photos/{EVIL}/"')
 
 
-def test_names_stay_text_wherever_they_come_from(folder: RunFolder, png: bytes) -> None:
-    text = page(folder, png)
-    assert "<img src=x" not in text and "run & <b>" not in text
-    # recipe (twice), class in the data, file and class in the table of mistakes, line of the checklist
-    assert text.count(ESCAPED) >= 6
-    read = Reader(text)
-    assert f"photos/{EVIL}.png" in read.text and "run & <b>" in read.text
-
-
-def test_both_accuracies_are_told_apart_with_interval_hardware_and_times(
-    folder: RunFolder, png: bytes
-) -> None:
-    folder.write_json(contents.FINDING, {"seconds": 165.0})
-    text = Reader(page(folder, png)).text
-    assert "93.14% test accuracy without test-time augmentation" in text
-    assert "95 % interval 92.63% to 93.62%, 10,000 images" in text
-    assert "94.02% with test-time augmentation" in text
+def test_both_accuracies_are_told_apart_with_interval_hardware_and_times(text: str) -> None:
+    said = Reader(text).text
+    assert "93.14% test accuracy without test-time augmentation" in said
+    assert f"95 % interval 92.63% to 93.62%, {COUNT} images" in said
+    assert "94.02% with test-time augmentation" in said
     for words in ("Some CPU, 2 cores", "57 min", "67 min", "2 min 45 s", "6,573,120", "0.0018 to 0.4"):
-        assert words in text, words
+        assert words in said, words
 
 
-def test_mistakes_are_listed_by_name(folder: RunFolder, png: bytes) -> None:
-    text = Reader(page(folder, png)).text
-    assert "The worst 2 by name" in text and "9 photos/b.png dog 50.00% cat" in text
+def test_items_are_all_mistakes_and_then_right_answers(text: str, whole: tuple[Path, Evaluation]) -> None:
+    evaluation, found = whole[1], script_of(text)
+    listed = found["items"]
+    wrong = evaluation.mistakes.tolist()
+    assert listed["index"][: len(wrong)] == wrong
+    right = listed["index"][len(wrong) :]
+    assert right and all(evaluation.predictions[i] == evaluation.labels[i] for i in right)
+    for place in (0, len(wrong) - 1, len(listed["index"]) - 1):
+        index = listed["index"][place]
+        assert listed["true"][place] == int(evaluation.labels[index])
+        assert listed["said"][place] == int(evaluation.predictions[index]) == listed["top"][place][0]
+        assert listed["loss"][place] == pytest.approx(float(evaluation.losses[index]), abs=1e-4)
+        assert listed["truth"][place] == pytest.approx(
+            float(evaluation.probabilities[index, evaluation.labels[index]]), abs=1e-4
+        )
+    assert f"All {len(wrong)} mistakes are here, and {len(right)} of {evaluation.right}" in Reader(text).text
 
 
-def test_the_checklist_says_kept_broken_and_open_in_words_too(folder: RunFolder, png: bytes) -> None:
-    text = Reader(page(folder, png)).text
-    assert "✓ As the assignment says: 24 epochs" in text
-    assert "✗ Otherwise than the assignment: batch size 64" in text
-    assert "☐ Not known: no annihilation" in text
+def test_tiles_are_the_kept_images_bit_for_bit(text: str, whole: tuple[Path, Evaluation]) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    kept = RunFolder(whole[0]).read_tensors(contents.PICTURES)
+    (sheet,) = [image for image in Reader(text).of("img") if image.get("id") == "sheet"]
+    opened = Image.open(io.BytesIO(base64.b64decode((sheet["src"] or "").partition(",")[2])))
+    pixels = torch.from_numpy(np.asarray(opened.convert("RGB")).copy()).permute(2, 0, 1)
+    listed = script_of(text)["items"]
+    for place in (0, 41, len(listed["index"]) - 1):
+        tile = listed["tile"][place]
+        top, left = tile // payload.COLUMNS * 32, tile % payload.COLUMNS * 32
+        expected = kept["images"][kept["indices"].tolist().index(listed["index"][place])]
+        assert torch.equal(pixels[:, top : top + 32, left : left + 32], expected)
 
 
-def test_missing_parts_are_named(tmp_path: Path) -> None:
-    path = write_page(
-        RunFolder(tmp_path), {}, {"lr_finder": f"the rates were given {EVIL}"}, {}, {}, {"peak_lr": None}, []
+def test_heat_is_grad_cam_for_both_classes_on_its_native_grid(
+    text: str, whole: tuple[Path, Evaluation]
+) -> None:
+    run, heat = Run.open(whole[0]), script_of(text)["heat"]
+    assert heat["endpoint"] == "layer2" and heat["grid"] == [8, 8]
+    assert heat["count"] == len(run.evaluation.mistakes)
+    values = torch.frombuffer(bytearray(base64.b64decode(heat["bytes"])), dtype=torch.uint8).view(-1, 2, 8, 8)
+    worst = run.evaluation.mistakes[:5]
+    images = run.kept_pictures()[0][:5]
+    maps = torch.stack(
+        [
+            run.heatmaps(images, which[worst]).maps
+            for which in (run.evaluation.predictions, run.evaluation.labels)
+        ],
+        dim=1,
     )
-    text = path.read_text(encoding="utf-8")
-    read = Reader(text)
-    assert not read.of("img")
-    assert "Not available: the test accuracy" in read.text
-    assert f"Not available: the rates were given {EVIL}." in read.text
-    assert read.text.count("Not available: this picture was not drawn.") == len(PICTURES) - 1
-    assert "Not available: this run keeps no weights" in read.text
-    assert "Not available: this run keeps no description" in read.text
+    expected = 255 * maps / maps.flatten(1).amax(1).clamp_min(1e-30).view(-1, 1, 1, 1)
+    torch.testing.assert_close(values[:5].float(), expected, atol=0.51, rtol=0)
+
+
+def test_the_checklist_says_kept_and_broken_in_words_too(text: str) -> None:
+    said = Reader(text).text
+    assert "✓ As the assignment says: " in said and "✗ Otherwise than the assignment: " in said
+
+
+def test_pictures_that_do_not_fit_are_left_out_from_the_end() -> None:
+    images = torch.randint(
+        256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    limit = len(payload.sheet(images)) // 2
+    made, kept = payload.sheet_within(images, torch.arange(500, 700), limit)
+    assert len(made) <= limit and 80 <= len(kept) < 110
+    assert kept.tolist() == list(range(500, 500 + len(kept)))
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (contents.FINDING, "the rates were given, so none were sought"),
+        (contents.MODEL, None),
+        (contents.PICTURES, "this run keeps no test images"),
+        (contents.SAMPLES, "this run keeps no augmented images"),
+        (contents.PREDICTIONS, "this run keeps no predictions"),
+        (contents.HISTORY, "no epoch was finished"),
+        (contents.SUMMARY, "the test accuracy. This run was not evaluated"),
+        (contents.MISTAKES, None),
+    ],
+)
+def test_what_a_folder_lacks_is_named(lost: str, said: str | None, folder: Path) -> None:
+    (folder / lost).unlink()
+    found = report(folder).text
+    assert "Firstlight report" in found and "The assignment, line by line" in found
+    if said is not None:
+        assert f"Not available: {said}" in found
+
+
+def test_the_bare_beginning_of_a_run_has_a_page(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name not in (contents.ENVIRONMENT, "recipe.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    read = report(folder)
+    assert read.text.count("Not available: ") >= 6
+    assert [image.get("id") for image in read.of("img")] == []
 
 
 @pytest.mark.parametrize("value", [None, "ninety", [], {}, float("nan")])
-def test_numbers_that_are_none_break_nothing(value: Any, folder: RunFolder, png: bytes) -> None:
-    broken = {key: value for key in SUMMARY if key != "date"}
-    text = Reader(page(folder, png, broken, {"data": value})).text
-    assert "not measured" in text and "nan" not in text.lower().split()
+def test_numbers_that_are_none_break_nothing(value: Any, folder: Path) -> None:
+    broken = {key: value for key in SUMMARY if key not in ("date", "peak_lr", "min_lr")}
+    contents.write_summary(RunFolder(folder), broken)
+    found = report(folder).text
+    assert "nan" not in found.lower().split()
+    assert "not measured" in found
 
 
-def test_a_table_of_mistakes_of_another_kind_is_left_out(folder: RunFolder, png: bytes) -> None:
-    for content in ("", "a,b\n1,2\n", "index,name,true,predicted,confidence\n1\n1,2,3,4,5,6,7\n"):
-        folder.write(contents.MISTAKES, content)
-        assert "Learning curves" in Reader(page(folder, png)).text
+def test_a_table_of_mistakes_of_another_kind_only_loses_names(folder: Path) -> None:
+    for content in ("", "a,b\n1,2\n", "index,name,true,predicted,confidence\n1\n1,2,3,4,5,6,7\nx,y,z,0,0\n"):
+        (folder / contents.MISTAKES).write_text(content, encoding="utf-8")
+        found = script_of(Run.open(folder).report().read())
+        assert found["items"]["index"] and found["items"]["name"][0] == ""
 
 
-def test_a_rate_left_open_is_shown_as_found(tmp_path: Path) -> None:
-    open_recipe = {"name": "x", "peak_lr": None, "min_lr": 0.01}
-    path = write_page(RunFolder(tmp_path), {}, {}, SUMMARY, ENVIRONMENT, open_recipe, [])
-    text = Reader(path.read_text(encoding="utf-8")).text
-    assert "peak lr found: 0.4" in text and "min lr 0.01" in text
+def test_a_rate_left_open_is_shown_as_found(text: str) -> None:
+    assert "peak lr found: 0.4" in Reader(text).text
 
 
 def test_settings_are_written_as_a_person_would() -> None:
@@ -234,35 +266,17 @@ def test_settings_are_written_as_a_person_would() -> None:
     ]
 
 
-def test_a_run_folder_becomes_a_page_and_what_it_lacks_is_named(tmp_path: Path) -> None:
-    chosen = named("shapes.demo").replace(width=2, epochs=1, peak_epoch=1)
-    classes, count = chosen.data.classes, 40
-    generator = torch.Generator().manual_seed(0)
-    images = ImageSet(
-        images=torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator),
-        labels=torch.arange(count) % len(classes),
-        classes=classes,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        names=[f"{EVIL}/{index}.png" for index in range(count)],
-    )
-    probabilities = torch.randn(count, len(classes), generator=generator).softmax(1)
-    plain, mirrored = (
-        Evaluation(classes, images.labels, probabilities, images.names, tta) for tta in (False, True)
-    )
-    samples = {"images": images.images[:3], "labels": images.labels[:3]}
-    for place, part in enumerate(chosen.augment):
-        samples[f"draws_{place}"] = part.sample(3, 32, 32, generator)
-    data = {"classes": list(classes), "shape": [3, 32, 32], "mean": images.mean, "std": images.std}
-    finding = LRFinding((0.1, 0.2, 0.4), (2.0, 1.0, 2.5), (2.0, 1.1, 2.4), 0.2, 0.1, "so", "so", 1.0)
-    folder = RunFolder(tmp_path)
-    contents.write_start(folder, chosen, finding, {**ENVIRONMENT, "data": data}, samples)
-    contents.write_history(folder, History((Epoch(1, 5, 0.1, 1.0, 0.5, 100.0, 3.0),)))
-    contents.write_evaluation(folder, plain, mirrored, images)
-    contents.write_summary(folder, dict(SUMMARY))
-    read = Reader(Run.open(tmp_path).report().read_text(encoding="utf-8"))
-    assert len(read.of("img")) == len(PICTURES) - 1
-    assert "keeps no weights" in read.text  # Grad-CAM needs the network
-    assert f"{EVIL}/" in read.text
-    drawn = sorted(path.stem for path in (tmp_path / contents.FIGURES).iterdir())
-    assert drawn == sorted(set(PICTURES) - {"gradcam"})
+def test_a_notebook_shows_the_page_within(whole: tuple[Path, Evaluation], text: str) -> None:
+    page = Page(whole[0] / contents.REPORT)
+    (frame,) = Reader(page._repr_html_()).of("iframe")
+    assert frame["srcdoc"] == text
+    assert str(page).endswith("report.html") and Path(page).is_file()
+
+
+def test_figures_are_written_beside_it(whole: tuple[Path, Evaluation]) -> None:
+    drawn = sorted(path.stem for path in (whole[0] / contents.FIGURES).iterdir())
+    assert drawn == ["augmentations", "confusion", "gradcam", "learning_curves", "lr_finder", "misclassified"]
+
+
+def test_the_command_is_told(text: str) -> None:
+    assert ENVIRONMENT["command"] in Reader(text).text

@@ -63,4 +63,4 @@ def test_evidence_can_be_drawn_from(tmp_path: Path) -> None:
     names = [row["evidence"] for row in rows() if row.get("evidence")]
     shutil.copytree(ROOT / "benchmarks" / "runs" / names[0], tmp_path / "run")
     page = Run(RunFolder.open(tmp_path / "run")).report()
-    assert page.is_file() and (tmp_path / "run" / "figures" / "learning_curves.png").is_file()
+    assert page.path.is_file() and (tmp_path / "run" / "figures" / "learning_curves.png").is_file()

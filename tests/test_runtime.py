@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,7 +147,9 @@ print(within - before, kilobytes("Rss") - before, kilobytes("AnonHugePages"), "h
 """
     if sys.platform != "linux" or not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
         pytest.skip("the allocator is tuned on Linux with glibc alone")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     taken, kept, huge, offered = done.stdout.split()
     assert int(taken) > 250_000
     assert int(kept) > 250_000

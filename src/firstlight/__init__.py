@@ -21,6 +21,8 @@ _ROOMS = {
     "evaluate": "firstlight.report.opened",
     "predict": "firstlight.report.opened",
     "report": "firstlight.report",
+    "compare": "firstlight.report.compared",
+    "cross_fit": "firstlight.crossfit",
     "recipes": "firstlight.recipes",
     "open_run": "firstlight.report.opened",
     "Recipe": "firstlight.recipe",

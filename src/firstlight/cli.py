@@ -172,6 +172,60 @@ def report(run: Path) -> None:
 
 
 @firstlight.command()
+@click.argument("before", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("after", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--count",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="List so many of the changed images.",
+)
+def compare(before: Path, after: Path, count: int) -> None:
+    """Compare two runs: fixed, broken, still wrong, and whether that is more than noise."""
+    from firstlight.report.compared import compare
+
+    comparison = compare(before, after)
+    classes = comparison.before.classes
+    click.echo(str(comparison))
+    changes = comparison.changes(count)
+    for change in changes:
+        true, old, new = (classes[label] for label in (change.true, change.before, change.after))
+        what = "fixed" if change.fixed else "broken"
+        click.echo(f"{what:6}  {change.index:>6}  {change.name}  {true}: {old} → {new}")
+    left = len(comparison.fixed) + len(comparison.broken) - len(changes)
+    if left:
+        click.echo(f"and {left:,} more (--count {len(changes) + left} lists them all)")
+
+
+@firstlight.command()
+@_the_run
+@_on_data
+@click.option(
+    "--folds", type=int, default=4, show_default=True, metavar="N", help="Networks to train, on (N-1)/N each."
+)
+@_on_machine
+def suspects(run: Path, **options: Any) -> None:
+    """Find training images with a doubtful label: train the recipe again on parts, judge the rest."""
+    from firstlight.crossfit import cross_fit
+    from firstlight.record import contents
+    from firstlight.report.opened import open_run
+
+    opened = open_run(run)
+    found, classes = cross_fit(opened, **options), opened.data.classes
+    if found.count:
+        click.echo(f"about {found.count:,} of {len(found.labels):,} labels look wrong; the most doubtful:")
+    else:
+        click.echo(f"none of {len(found.labels):,} labels looks wrong for certain")
+    shown = list(zip(found.indices.tolist(), found.names, found.suggested.tolist(), strict=True))
+    for index, name, suggested in shown[: min(found.count, 20)]:
+        label = classes[int(found.labels[index])]
+        click.echo(f"{index:>6}  {name}  labelled {label}, looks like {classes[suggested]}")
+    click.echo(f"the list   {opened.folder.path / contents.SUSPECTS_TABLE}")
+
+
+@firstlight.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the recipes, or show one as a checklist."""

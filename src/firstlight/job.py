@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import platform
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from firstlight.errors import InputError
 from firstlight.kernels.library import path_on
 from firstlight.models.blocks import count_parameters
 from firstlight.recipe import Recipe
-from firstlight.recipes import named
+from firstlight.recipes import RECIPES, named
 from firstlight.report.progress import duration
 from firstlight.runtime import Machine
 from firstlight.training.loop import Objective, TrainState, train_step
@@ -54,7 +55,11 @@ class Job:
     ) -> Job:
         """Load the data and build the network; nothing is written yet."""
         machine = runtime.prepare(device, precision, determinism=determinism)
-        train, test = recipe.data.load(data_dir)
+        return cls.on(*recipe.data.load(data_dir), recipe, machine)
+
+    @classmethod
+    def on(cls, train: ImageSet, test: ImageSet, recipe: Recipe, machine: Machine) -> Job:
+        """Make a recipe ready on these images, whatever data it names; validation comes out of `train`."""
         validation = None
         if recipe.validation:
             train, validation = train.split(recipe.validation, runtime.stream(recipe.seed, "validation"))
@@ -118,8 +123,8 @@ class Job:
         """Return the seconds that each part of the run will take here, about, after `done` steps."""
         recipe = self.recipe
         open_rates = recipe.peak_lr is None or recipe.min_lr is None
-        # A forward pass is a third of a step. The test set is scored once an epoch, and twice for TTA.
-        passes = (recipe.epochs + 2) * len(self.test) + recipe.epochs * recipe.validation
+        # A forward pass is a third of a step. Mirrored images, for TTA, are a pass of their own.
+        passes = (len(scored_epochs(recipe.epochs)) + 1) * len(self.test) + recipe.epochs * recipe.validation
         return {
             "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
             "training": (recipe.epochs * len(self.batches) - done) * step_seconds,
@@ -144,6 +149,13 @@ class Job:
         draws = {f"draws_{place}": drawn for place, drawn in enumerate(plan.draws)}
         return {"images": self.train.images[plan.order], "labels": self.train.labels[plan.order], **draws}
 
+    def command(self) -> str:
+        """Return the shell command that repeats the run on such a machine."""
+        words = ["firstlight", "train", self.recipe.name]
+        if self.recipe.name in RECIPES:
+            words += self.recipe.settings_from(named(self.recipe.name))
+        return shlex.join([*words, "--precision", self.machine.precision])
+
     def environment(self) -> dict[str, Any]:
         """Return versions, hardware and data, as a run keeps them."""
         machine, train = self.machine, self.train
@@ -159,6 +171,7 @@ class Job:
             "allocator": machine.allocator,
             "kernels": path_on(machine),
             "determinism": machine.determinism,
+            "command": self.command(),
             "data": {
                 "source": self.recipe.data.name,
                 "classes": list(train.classes),
@@ -172,6 +185,16 @@ class Job:
                 "test_sha256": self.test.digest,
             },
         }
+
+
+MOST_SCORED = 12
+"""Points of the test curve, so that it costs a few percent of a run."""
+
+
+def scored_epochs(epochs: int) -> range:
+    """Return the epochs, evenly spaced and with the last among them, whose weights the test set scores."""
+    apart = -(-epochs // MOST_SCORED)
+    return range((epochs - 1) % apart + 1, epochs + 1, apart)
 
 
 def resolve(

@@ -126,6 +126,19 @@ class Recipe:
                 recipe = recipe._with_part(key, value)
         return recipe
 
+    def settings_from(self, usual: Recipe) -> list[str]:
+        """Return the words behind `firstlight train NAME` that turn `usual` into this recipe.
+
+        What no word can set is left out.
+        """
+        words = [] if self.epochs == usual.epochs else ["--epochs", str(self.epochs)]
+        usual = usual.over(self.epochs)
+        words += ["--seed", str(self.seed)]
+        for field in dataclasses.fields(self):
+            if field.name not in ("name", "epochs", "seed"):
+                words += _words(field.name, getattr(self, field.name), getattr(usual, field.name))
+        return words
+
     def _with_part(self, key: str, value: Any) -> Recipe:
         places = [place for place in self._places() if key in (place[-1], f"{place[0]}.{place[-1]}")]
         if not places:
@@ -151,6 +164,24 @@ class Recipe:
         parts: list[tuple[str, Any]] = [(key, getattr(self, key)) for key in ("data", "model", "optimizer")]
         parts += [(type(part).__name__.lower(), part) for part in self.augment]
         return [(label, part, field.name) for label, part in parts for field in dataclasses.fields(part)]
+
+
+def _words(key: str, value: Any, usual: Any) -> list[str]:
+    """Return the `--set` words that turn `usual` into `value`; `replace` reads them."""
+    if value == usual:
+        return []
+    if isinstance(value, tuple):
+        if [type(part) for part in value] != [type(part) for part in usual]:
+            return []
+        pairs = zip(value, usual, strict=True)
+        return [word for one, other in pairs for word in _words(type(one).__name__.lower(), one, other)]
+    if not dataclasses.is_dataclass(value):
+        return ["--set", f"{key}={'find' if value is None else value}"]
+    if type(value) is not type(usual):
+        return []
+    label = "" if key in ("data", "model", "optimizer") else f"{key}."
+    names = [field.name for field in dataclasses.fields(value)]
+    return [w for n in names for w in _words(label + n, getattr(value, n), getattr(usual, n))]
 
 
 def _require(holds: bool, message: str, hint: str = "") -> None:

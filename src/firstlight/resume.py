@@ -115,21 +115,30 @@ def check_unchanged(job: Job, folder: RunFolder, say: Callable[[str], None]) -> 
 
 
 @contextlib.contextmanager
-def failures_explained(folder: RunFolder, job: Job) -> Iterator[None]:
-    """Turn a full disk or exhausted memory into one sentence and what to do."""
+def failures_explained(
+    folder: RunFolder,
+    job: Job,
+    *,
+    room: str = "Make room, then go on from the last checkpoint with --resume.",
+    smaller: str = "--set batch_size={} fits here.",
+) -> Iterator[None]:
+    """Turn a full disk or exhausted memory into one sentence and what to do.
+
+    room, smaller: the hints, of which the second is given the batch size that fits.
+    """
     try:
         yield
         return
     except OSError as error:
         what = f"cannot write {error.filename or folder.path}: {error.strerror or error}"
-        raise RunFailed(what, "Make room, then go on from the last checkpoint with --resume.") from error
+        raise RunFailed(what, room) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         # The failed step's tensors hang on its frames; without them there is room to try a smaller one.
         traceback.clear_frames(error.__traceback__)
     size, fits = job.recipe.batch_size, job.batch_that_fits()
-    hint = f"--set batch_size={fits} fits here." if fits else "Choose a narrower network: --set width=…"
+    hint = smaller.format(fits) if fits else "Choose a narrower network: --set width=…"
     raise RunFailed(f"out of memory with batches of {size}", hint)
 
 

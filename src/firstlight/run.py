@@ -16,7 +16,7 @@ from torch import nn
 from firstlight import runtime
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import evaluate
-from firstlight.job import Job, resolve
+from firstlight.job import Job, resolve, scored_epochs
 from firstlight.models.blocks import count_parameters
 from firstlight.recipe import Recipe
 from firstlight.record import contents
@@ -205,12 +205,13 @@ def _judge(
     mirrored = evaluate(model, job.test, job.machine, tta=True)
     contents.write_evaluation(folder, plain, mirrored, job.test)
     curve: list[tuple[float, float] | None] = []
+    scored = scored_epochs(len(history))
     for epoch in history:
         if epoch.epoch == len(history) and best is None:
             curve.append((plain.loss, plain.accuracy))
             continue
-        weights = checkpoints.snapshot(epoch.epoch)
-        if weights is None:  # damaged while the run stood still; the curve has a gap there
+        weights = checkpoints.snapshot(epoch.epoch) if epoch.epoch in scored else None
+        if weights is None:  # or damaged while the run stood still
             curve.append(None)
             continue
         model.load_state_dict(weights)

@@ -157,7 +157,10 @@ def _reserve_huge_pages() -> bool:
     libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
-    libc.madvise.argtypes, libc.madvise.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
+    libc.madvise.argtypes, libc.madvise.restype = (
+        (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+        ctypes.c_int,
+    )
     block = libc.malloc(_RESERVED)
     if not block:
         return False

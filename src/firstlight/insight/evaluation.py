@@ -13,13 +13,41 @@ from torch import Tensor, nn
 
 from firstlight.data.batches import in_order
 from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.insight.calibration import Calibration, calibration
 from firstlight.models.blocks import evaluating
 from firstlight.runtime import Machine
 
 
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares. count: the images that truly are of it.
+
+    precision: of the images called so, the fraction that are; None where none is called so.
+    recall: of the images that are, the fraction called so; None where none is.
+    f1: their harmonic mean, 2 × right / (count + called so); 0 for a class that is there and never
+        called, None for one that is neither there nor called.
+    """
+
+    name: str
+    count: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images of class `true` that were called `predicted`: indices of the two classes, and how many."""
+
+    true: int
+    predicted: int
+    count: int
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A network's answers on a set of images.
+    """A network's answers on a set of at least one image.
 
     labels: int64, N. probabilities: fp32, N×K, rows sum to 1. names: one per image.
     tta: whether each image was also shown mirrored, and the two probabilities averaged.
@@ -30,6 +58,10 @@ class Evaluation:
     probabilities: Tensor
     names: Sequence[str]
     tta: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.labels):
+            raise InputError("there is no image to evaluate", "Give at least one.")
 
     @cached_property
     def predictions(self) -> Tensor:
@@ -75,9 +107,37 @@ class Evaluation:
         wrong = torch.nonzero(self.predictions != self.labels).flatten()
         return wrong[self.losses[wrong].argsort(descending=True, stable=True)]
 
+    @cached_property
+    def per_class(self) -> tuple[ClassScore, ...]:
+        """Precision, recall and F1 of each class, in the order of the classes."""
+        right = self.confusion.diagonal().tolist()
+        there, called = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
+        return tuple(
+            ClassScore(name, of, _share(hit, said), _share(hit, of), _share(2 * hit, of + said))
+            for name, hit, of, said in zip(self.classes, right, there, called, strict=True)
+        )
+
+    def top_pairs(self, count: int = 5) -> tuple[Pair, ...]:
+        """Return the pairs of classes that are confused most often, at most `count`; ties by class."""
+        classes = len(self.classes)
+        wrong = self.confusion.clone().fill_diagonal_(0).flatten()
+        places = wrong.argsort(descending=True, stable=True)[: max(count, 0)].tolist()
+        pairs = (Pair(place // classes, place % classes, int(wrong[place])) for place in places)
+        return tuple(pair for pair in pairs if pair.count)
+
+    def calibration(self, bins: int = 15) -> Calibration:
+        """Say how far the confidence in the predicted class is from its accuracy; see `calibration`."""
+        return calibration(self.labels, self.probabilities, bins)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
 
 def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Return the score interval of a proportion (Wilson 1927); z is the normal quantile, 95 % by default."""
+    if count < 1:
+        raise InputError(f"a proportion of {count} images has no interval", "Give at least one image.")
     share = right / count
     middle = share + z * z / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -91,7 +151,10 @@ def evaluate(
     """Classify every image of a set; the model's mode and statistics are left as they were.
 
     tta: test-time augmentation, the mean of the probabilities of the image and its mirror image.
+    Raises InputError where the set is empty.
     """
+    if not len(images):
+        raise InputError("there is no image to evaluate", "Give at least one.")
     rows = []
     with inference(model), machine.autocast():
         for batch in in_order(images, batch_size, machine):

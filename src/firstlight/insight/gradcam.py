@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
 from firstlight.models.blocks import evaluating
+
+_Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 MIN_GRID = 7
 """A grid narrower than this is too coarse to point at anything; see `default_endpoint`."""
@@ -47,23 +50,85 @@ def gradcam(
     endpoint: a name from `model.endpoints()`; by default the deepest whose grid is at least 7 wide.
     The model's mode and its parameters' gradients are left as they were.
     """
-    if targets.shape != images.shape[:1]:
-        raise InputError(f"{len(images)} images need {len(images)} targets, not {tuple(targets.shape)}")
+    (found,) = _gradcam(model, images, (targets,), endpoint, batch_size)
+    return found
+
+
+def gradcam_pair(
+    model: nn.Module,
+    images: Tensor,
+    first: Tensor,
+    second: Tensor,
+    endpoint: str | None = None,
+    *,
+    batch_size: int = 250,
+) -> tuple[Heatmaps, Heatmaps]:
+    """Compute Grad-CAM for two classes of each image, such as the predicted and the true one.
+
+    Equal to two calls of `gradcam`; the images pass through the network only once.
+    """
+    of_first, of_second = _gradcam(model, images, (first, second), endpoint, batch_size)
+    return of_first, of_second
+
+
+def _gradcam(
+    model: nn.Module, images: Tensor, targets: Sequence[Tensor], endpoint: str | None, batch_size: int
+) -> list[Heatmaps]:
+    """Return the maps of each of several classes per image."""
+    for each in targets:
+        if each.shape != images.shape[:1]:
+            raise InputError(f"{len(images)} images need {len(images)} targets, not {tuple(each.shape)}")
     modules = endpoints(model)
     if endpoint is None:
         endpoint = default_endpoint(model, images[:1])
     if endpoint not in modules:
         raise InputError(f"the model has no endpoint {endpoint!r}", nearest(endpoint, list(modules)))
-    maps = []
-    for some, wanted in zip(images.split(batch_size), targets.split(batch_size), strict=True):
-        with watch(model, {endpoint: modules[endpoint]}) as seen, torch.enable_grad():
-            # The input asks for a gradient so that activations do, even under frozen weights.
-            logits = model(some.detach().requires_grad_())
-            score = logits.gather(1, wanted.to(logits.device)[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, seen[endpoint])
-        weights = gradient.mean(dim=(2, 3), keepdim=True)
-        maps.append((weights * seen[endpoint]).sum(1).relu().detach().float().cpu())
-    return Heatmaps(endpoint, torch.cat(maps), targets.cpu())
+    maps: list[list[Tensor]] = [[] for _ in targets]
+    parts = (part.split(batch_size) for part in (images, *targets))
+    # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
+    with evaluating(model), torch.inference_mode(False):
+        for some, *wanted in zip(*parts, strict=True):
+            logits, seen = _forward(model, endpoint, some)
+            for number, classes in enumerate(wanted):
+                # The last backward pass frees the graph on its way.
+                gradient = _gradient(logits, seen, classes, keep_graph=number + 1 < len(wanted))
+                if gradient is None:
+                    raise InputError(f"the logits do not depend on the output of the endpoint {endpoint!r}")
+                weights = gradient.float().mean(dim=(2, 3))
+                evidence = torch.einsum("nc,nchw->nhw", weights, seen.detach().float())
+                maps[number].append(evidence.relu().cpu())
+    return [Heatmaps(endpoint, torch.cat(maps[number]), each.cpu()) for number, each in enumerate(targets)]
+
+
+def _forward(model: nn.Module, endpoint: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits and what came out of the endpoint, where their graph begins.
+
+    Below the endpoint nothing is kept for a backward pass, which thus costs what lies above it.
+    """
+    seen: list[Tensor] = []
+
+    def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        # Two copies: later operations in place may write into what came out here, or into what is handed on.
+        seen[:] = [output.detach().clone().requires_grad_()]
+        torch.set_grad_enabled(True)  # until `no_grad` below ends
+        return seen[0].clone()
+
+    with _hooked([(endpoints(model)[endpoint], cut)]), torch.no_grad():
+        logits = model(images)
+    if not seen:
+        raise InputError(f"the model does not run its endpoint {endpoint!r}")
+    return logits, seen[0]
+
+
+def _gradient(logits: Tensor, seen: Tensor, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
+    """Return the gradient of one logit per image; None where the logits do not depend on `seen`."""
+    count = logits.shape[1]
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+        raise InputError(f"a target lies outside 0…{count - 1}, the {count} classes")
+    if not logits.requires_grad:
+        return None
+    chosen = torch.zeros_like(logits).scatter_(1, classes.to(logits.device)[:, None], 1)
+    return torch.autograd.grad(logits, seen, chosen, retain_graph=keep_graph, allow_unused=True)[0]
 
 
 def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
@@ -79,32 +144,27 @@ def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
 def default_endpoint(model: nn.Module, image: Tensor) -> str:
     """Return the deepest endpoint whose grid is at least 7 wide, for images like this 1×C×H×W one."""
     modules = endpoints(model)
-    with watch(model, modules) as seen, torch.no_grad():
+    widths: dict[str, int] = {}
+
+    def measure(name: str) -> _Hook:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            widths[name] = min(output.shape[2:])
+
+        return hook
+
+    hooks = [(module, measure(name)) for name, module in modules.items()]
+    with evaluating(model), _hooked(hooks), torch.no_grad():
         model(image)
-    wide = [name for name in modules if min(seen[name].shape[2:]) >= MIN_GRID]
+    wide = [name for name in modules if widths[name] >= MIN_GRID]
     return wide[-1] if wide else next(iter(modules))
 
 
 @contextlib.contextmanager
-def watch(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of modules while the model, set to evaluation, is run inside the `with`.
-
-    What is handed on is a copy, so that an in-place operation behind the endpoint cannot change
-    what was seen.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
-            seen[name] = output
-            return output.clone()
-
-        return hook
-
-    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+def _hooked(hooks: Iterable[tuple[nn.Module, _Hook]]) -> Iterator[None]:
+    """Call a hook after each of some modules, inside the `with`."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
-        with evaluating(model):
-            yield seen
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()

@@ -81,12 +81,23 @@ void product_rows(long rows, const uint32_t* a, long row, long step, const bf16*
   a += r * row;
   c += r * c_row;
   switch (rows - r) {  // what is left of the rows
-    case 5: product<5, V, accumulate>(a, row, step, b, pairs, c, c_row); break;
-    case 4: product<4, V, accumulate>(a, row, step, b, pairs, c, c_row); break;
-    case 3: product<3, V, accumulate>(a, row, step, b, pairs, c, c_row); break;
-    case 2: product<2, V, accumulate>(a, row, step, b, pairs, c, c_row); break;
-    case 1: product<1, V, accumulate>(a, row, step, b, pairs, c, c_row); break;
-    default: break;
+    case 5:
+      product<5, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      break;
+    case 4:
+      product<4, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      break;
+    case 3:
+      product<3, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      break;
+    case 2:
+      product<2, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      break;
+    case 1:
+      product<1, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      break;
+    default:
+      break;
   }
 }
 

@@ -37,7 +37,9 @@ void sum_rows(long rows, long channels, double* first, double* second, Term term
         for (long i = 0; i < 1 + two; i++)
           for (long half = 0; half < 2; half++) {
             double* to = mine + c + 16 * i + 8 * half;
-            const auto widened = [&](__m512 v) { return _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v)); };
+            const auto widened = [&](__m512 v) {
+              return _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v));
+            };
             _mm512_storeu_pd(to, _mm512_loadu_pd(to) + widened(a[i]));
             _mm512_storeu_pd(to + channels, _mm512_loadu_pd(to + channels) + widened(b[i]));
           }

@@ -103,15 +103,16 @@ void transform_image_pairs(const Images& x, long first, long begin, long end, lo
   Patch patch, other;
   for (long t = begin; t < end; t += 2) {
     locate(x, first + t, zeros, patch);
-    if (t + 1 < tiles) locate(x, first + t + 1, zeros, other);
-    else std::fill(other.values, other.values + kPlaces, zeros);
+    if (t + 1 < tiles)
+      locate(x, first + t + 1, zeros, other);
+    else
+      std::fill(other.values, other.values + kPlaces, zeros);
     for (long c = 0; c < x.C; c += 16) {
       __m512 v[kPlaces], w[kPlaces];
       transform_patch<false>(patch, c, v);
       transform_patch<false>(other, c, w);
 #pragma GCC unroll 16
-      for (long f = 0; f < kPlaces; f++)
-        store_pairs(out + f * plane + (c / 16 * pairs + t / 2) * 32, v[f], w[f]);
+      for (long f = 0; f < kPlaces; f++) store_pairs(out + f * plane + (c / 16 * pairs + t / 2) * 32, v[f], w[f]);
     }
   }
 }
@@ -151,8 +152,10 @@ void transform_gradient_pairs(const Images& y, long first, long begin, long end,
     for (long c = 0; c < y.C; c += 16) {
       __m512 v[kPlaces], w[kPlaces];
       transform_gradient(y, first + t, c, v);
-      if (t + 1 < tiles) transform_gradient(y, first + t + 1, c, w);
-      else std::fill(w, w + kPlaces, _mm512_setzero_ps());
+      if (t + 1 < tiles)
+        transform_gradient(y, first + t + 1, c, w);
+      else
+        std::fill(w, w + kPlaces, _mm512_setzero_ps());
       bf16* to = out + ((c / width * pairs + t / 2) * width + c % width) * 2;
 #pragma GCC unroll 16
       for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, v[f], w[f]);
@@ -179,8 +182,8 @@ inline void transform_back(const float* m, long plane, __m512 (&y)[4]) {
 // Tiles in a block, so that one transformed block of that many channels fills about half of a core's second cache.
 long block_of(long channels) { return std::max(48L, 12288 / channels / 6 * 6); }
 
-// Tiles whose transforms are kept at a time for the gradient of filters: many where the sums are large, since each block
-// fetches all sums, but few enough for the cache that all cores share.
+// Tiles whose transforms are kept at a time for the gradient of filters: many where the sums are large, since each
+// block fetches all sums, but few enough for the cache that all cores share.
 long gradient_block(long inputs, long outputs) {
   const long wanted = 131072 / (inputs + outputs);
   return std::clamp(wanted / 16 * 16, 64L, 2048L);
@@ -243,10 +246,10 @@ void transform_filters(const float* filters, bf16* out, long inputs, long output
     }
 }
 
-// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient of
-// a pooled image and is spread while it is read; with `places_out`, y is pooled.
-void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16* y, uint8_t* places_out, long N, long H,
-              long W, long inputs, long outputs) {
+// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient
+// of a pooled image and is spread while it is read; with `places_out`, y is pooled.
+void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16* y, uint8_t* places_out, long N,
+              long H, long W, long inputs, long outputs) {
   const Images images{x, places_in, H, W, inputs};
   const long V = vectors_of(outputs), width = 16 * V, across = W / 2;
   const long all = N * (H / 2) * across, filter_plane = inputs * width;
@@ -264,13 +267,14 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
 #pragma omp for schedule(dynamic)
     for (long first = 0; first < all; first += block) {
       const long tiles = std::min(block, all - first);
-      if (places_in) transform_images<true>(images, first, tiles, zeros, v, plane);
-      else transform_images<false>(images, first, tiles, zeros, v, plane);
+      if (places_in)
+        transform_images<true>(images, first, tiles, zeros, v, plane);
+      else
+        transform_images<false>(images, first, tiles, zeros, v, plane);
       for (long o = 0; o < outputs; o += width) {
         for (long f = 0; f < kPlaces; f++)
           multiply<false>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
-                          filters + (o / width * kPlaces + f) * filter_plane, inputs / 2,
-                          m + f * sum_plane, width);
+                          filters + (o / width * kPlaces + f) * filter_plane, inputs / 2, m + f * sum_plane, width);
         for (long t = 0; t < tiles; t++) {
           const long tile = first + t, top = tile / across * 2, left = tile % across * 2;
           for (long c = 0; c < width; c += 16) {
@@ -280,7 +284,9 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
               __m512 largest = out[0];
               __m128i place = _mm_setzero_si128();
               for (long i = 1; i < 4; i++) {
-                const __mmask16 larger = _mm512_cmp_ps_mask(out[i], largest, _CMP_GT_OQ);
+                // What is not a number counts as the largest, so that a diverging run is seen to diverge.
+                const __mmask16 larger = _mm512_cmp_ps_mask(out[i], largest, _CMP_GT_OQ) |
+                                         _mm512_cmp_ps_mask(out[i], out[i], _CMP_UNORD_Q);
                 largest = _mm512_mask_mov_ps(largest, larger, out[i]);
                 place = _mm_mask_mov_epi8(place, larger, _mm_set1_epi8(static_cast<char>(i)));
               }
@@ -335,8 +341,10 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
             const auto* left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
             const bf16* right = g + f * gradient_plane + o * pairs * 2;
             float* sum = sums + f * size + i * outputs + o;
-            if (first) multiply<true>(V, 16, left, 1, 16, right, pairs, sum, outputs);
-            else multiply<false>(V, 16, left, 1, 16, right, pairs, sum, outputs);
+            if (first)
+              multiply<true>(V, 16, left, 1, 16, right, pairs, sum, outputs);
+            else
+              multiply<false>(V, 16, left, 1, 16, right, pairs, sum, outputs);
           }
     }
     // G' u G of each filter: [input][output] in, [output][3][3][input] out.

@@ -9,6 +9,8 @@ predictions.safetensors labels and probabilities of the test set, with and witho
 mistakes.csv            every wrong prediction, the highest loss first
 pictures.safetensors    the test images that pictures of the run show
 samples.safetensors     some training images, with the draws that augmented them
+suspects.safetensors    out-of-sample probabilities of the training set, and its most doubtful images
+suspects.csv            the labels that are estimated to be wrong, the most doubtful first
 summary.json            the numbers
 checkpoints/            snapshots, while the run goes on
 figures/, report.html   what is drawn from all this
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,7 @@ from torch import Tensor
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
+from firstlight.insight.suspects import Suspects
 from firstlight.recipe import Recipe
 from firstlight.record.folder import RECIPE, RunFolder
 from firstlight.training.history import History
@@ -40,12 +44,15 @@ PREDICTIONS = "predictions.safetensors"
 MISTAKES = "mistakes.csv"
 PICTURES = "pictures.safetensors"
 SAMPLES = "samples.safetensors"
+SUSPECTS = "suspects.safetensors"
+SUSPECTS_TABLE = "suspects.csv"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 FIGURES = "figures"
 
 KEPT_MISTAKES = 2000
 KEPT_RIGHT_PER_CLASS = 30
+KEPT_SUSPECTS = 60
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,26 @@ class DataFacts:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSuspects:
+    """What a run folder keeps of the doubtful labels of its training set.
+
+    labels: int64, N, and probabilities: N×K, out of sample, rounded to fp16; of the whole training set.
+    count: the estimated number of wrong labels.
+    indices: int64, scores: fp32, suggested: int64, as in `Suspects`, images: uint8, and names; of the most
+        doubtful, at most `KEPT_SUSPECTS`, the most doubtful first.
+    """
+
+    labels: Tensor
+    probabilities: Tensor
+    count: int
+    indices: Tensor
+    scores: Tensor
+    suggested: Tensor
+    images: Tensor
+    names: Sequence[str]
 
 
 def write_start(
@@ -171,3 +198,100 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
 
 def write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     folder.write_json(SUMMARY, summary)
+
+
+def read_names(folder: RunFolder) -> dict[int, str]:
+    """Return the names of the wrongly classified test images by index; a row that is none is passed over."""
+    return _names_in(folder, MISTAKES)
+
+
+def _names_in(folder: RunFolder, table: str) -> dict[int, str]:
+    if not folder.has(table):
+        return {}
+    rows = csv.DictReader(io.StringIO(folder.read_text(table)))
+    try:
+        found = [(row.get("index"), row.get("name")) for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{folder.path / table} is no table: {error}") from None
+    # A number of thousands of digits is none that int() takes.
+    return {int(i): name for i, name in found if i and name and i.isdecimal() and len(i) < 16}
+
+
+def write_suspects(
+    folder: RunFolder, found: Suspects, probabilities: Tensor, images: ImageSet
+) -> KeptSuspects:
+    """Keep the doubtful labels of a training set; both files are written, or neither is there."""
+    kept = found.order[:KEPT_SUSPECTS]
+    folder.write_tensors(
+        SUSPECTS,
+        {
+            "labels": images.labels,
+            "probabilities": probabilities.half(),
+            "count": torch.tensor(found.count),
+            "indices": kept,
+            "scores": found.scores[kept],
+            "suggested": found.suggested[kept],
+            "images": images.images[kept],
+        },
+    )
+    try:
+        folder.write(SUSPECTS_TABLE, _table_of_suspects(found, images))
+    except BaseException:
+        folder.remove(SUSPECTS)
+        folder.remove(SUSPECTS_TABLE)
+        raise
+    return KeptSuspects(
+        images.labels,
+        probabilities.half().float(),
+        found.count,
+        kept,
+        found.scores[kept],
+        found.suggested[kept],
+        images.images[kept],
+        [images.names[index] for index in kept.tolist()],
+    )
+
+
+def _table_of_suspects(found: Suspects, images: ImageSet) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["index", "name", "label", "looks like", "score"])
+    for index in found.order[: found.count].tolist():
+        label, suggested = int(images.labels[index]), int(found.suggested[index])
+        names = images.names[index], images.classes[label], images.classes[suggested]
+        writer.writerow([index, *names, f"{float(found.scores[index]):.6f}"])
+    return table.getvalue()
+
+
+def read_suspects(folder: RunFolder) -> KeptSuspects | None:
+    """Return the doubtful labels, None where they were not looked for.
+
+    Only images in the table have their names; the others are named by their place in the training set.
+    """
+    if not folder.has(SUSPECTS):
+        return None
+    tensors, data = folder.read_tensors(SUSPECTS), read_data_facts(folder)
+    try:
+        labels, indices, suggested = (tensors[key].long() for key in ("labels", "indices", "suggested"))
+        rows, scores = tensors["probabilities"].float(), tensors["scores"].float()
+        images, count = tensors["images"], int(tensors["count"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"{folder.path / SUSPECTS} is not as cross-fitting writes it: {error}") from None
+    fits = (
+        labels.ndim == indices.ndim == 1
+        and rows.shape == (len(labels), len(data.classes))
+        and scores.shape == suggested.shape == indices.shape
+        and (images.dtype, images.shape) == (torch.uint8, (len(indices), *data.shape))
+        and 0 <= count <= len(labels)
+        and _within(torch.cat([labels, suggested]), len(data.classes))
+        and _within(indices, len(labels))
+    )
+    if not fits:
+        raise InputError(f"{folder.path / SUSPECTS} does not fit the {len(data.classes)} classes of the run")
+    known = _names_in(folder, SUSPECTS_TABLE)
+    names = [known.get(index, f"#{index}") for index in indices.tolist()]
+    return KeptSuspects(labels, rows, count, indices, scores, suggested, images, names)
+
+
+def _within(indices: Tensor, count: int) -> bool:
+    return bool(((indices >= 0) & (indices < count)).all())

@@ -6,14 +6,16 @@ The room is a verb as well: `firstlight.report(run)` draws a run's pictures and 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firstlight.report.page import Page
 
 
 class _Verb(ModuleType):
-    def __call__(self, run: Any) -> Path:
-        """Draw the pictures and the page of a run or run folder again; return the page's path."""
+    def __call__(self, run: Any) -> Page:
+        """Draw the pictures and the page of a run or run folder again; return the page."""
         from firstlight.report.opened import open_run
 
         return open_run(run).report()

@@ -80,7 +80,7 @@ def learning_curves(history: History, schedule: Callable[[int], float] | None = 
     _rates(panels[2], history, schedule)
     said = ["Train: running mean over augmented images, as the weights changed."]
     if any(epoch.test_accuracy is not None for epoch in history):
-        said.append("Test: scored after training, from a snapshot of each epoch.")
+        said.append("Test: scored after training, from snapshots of the weights.")
     sheet.write(left, 7.58, "\n".join(said), size=SMALL, color=MUTED)
     return sheet
 
@@ -94,10 +94,10 @@ def _curves(axes: Axes, history: History, what: str, say: Callable[[float], str]
         if not np.isfinite(values).any():
             continue
         lines.append((part, colour, values))
-        few = len(values) < 3 or not np.isfinite(values).all()  # a point between gaps would not be seen
+        measured = [(x, y) for x, y in zip(epochs, values, strict=True) if math.isfinite(y)]
+        few = len(measured) < max(3, len(values))  # not every epoch was scored: show which
         axes.plot(
-            epochs,
-            values,
+            *zip(*measured, strict=True),
             color=colour,
             lw=width,
             marker="o" if few else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,9 +26,9 @@ from firstlight.models.blocks import layers
 from firstlight.recipe import Recipe
 from firstlight.record import contents
 from firstlight.record.folder import RunFolder
-from firstlight.report import figures
+from firstlight.report import figures, payload
 from firstlight.report.checklist import Line, checklist
-from firstlight.report.page import write_page
+from firstlight.report.page import Page, write_page
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.schedule import OneCycle
@@ -184,11 +185,11 @@ class Run:
         return figures.confusion(self.evaluation)
 
     def misclassified(self, count: int = 24) -> Figure:
-        return figures.misclassified(self.evaluation, *self._pictures(), count=count)
+        return figures.misclassified(self.evaluation, *self.kept_pictures(), count=count)
 
     def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
         """Show what spoke for the predicted and for the true class of the worst mistakes."""
-        images, indices = self._pictures()
+        images, indices = self.kept_pictures()
         worst = self.evaluation.mistakes[: min(count, contents.KEPT_MISTAKES)]
         chosen = images[: len(worst)]
         predicted = self.heatmaps(chosen, self.evaluation.predictions[worst], endpoint)
@@ -203,7 +204,7 @@ class Run:
             return Heatmaps(name, torch.zeros(0, 1, 1), targets)
         return compute_gradcam(self.model, normalised, targets, endpoint)
 
-    def _pictures(self) -> tuple[Tensor, Tensor]:
+    def kept_pictures(self) -> tuple[Tensor, Tensor]:
         """The kept test images and their places in the test set; mistakes come first, the worst first."""
         tensors = _there(contents.read_tensors(self.folder, contents.PICTURES), "test images")
         return tensors["images"], tensors["indices"]
@@ -220,19 +221,27 @@ class Run:
             "gradcam": self.gradcam,
         }
 
-    def report(self) -> Path:
+    def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
-        drawn, missing = {}, {}
         for name, draw in self.pictures.items():
-            try:
-                figure = draw()
-            except InputError as error:
-                missing[name] = error.message
-                continue
-            drawn[name] = figures.to_png(figure)
-            self.folder.write(f"{contents.FIGURES}/{name}.png", drawn[name])
-        recipe, lines = self.recipe.to_json(), self.checklist()
-        return write_page(self.folder, drawn, missing, self.summary, self.environment, recipe, lines)
+            with contextlib.suppress(InputError):  # the page says what is missing, and why
+                self.folder.write(f"{contents.FIGURES}/{name}.png", figures.to_png(draw()))
+        return write_page(self)
+
+    def film(self) -> dict[str, Any]:
+        """The augmented samples as the page shows them."""
+        samples = _there(contents.read_tensors(self.folder, contents.SAMPLES), "augmented images")
+        return payload.film(samples, self.recipe.augment, self.data.mean, self.data.std, self.data.classes)
+
+    def heat(self, pictured: int) -> dict[str, Any]:
+        """Grad-CAM of the kept mistakes among the first `pictured` pictures, as the page shows it."""
+        images, indices = self.kept_pictures()
+        worst = self.evaluation.mistakes
+        count = min(pictured, len(worst), contents.KEPT_MISTAKES)
+        if not torch.equal(indices[:count], worst[:count]):
+            raise InputError("the kept pictures are not those of the mistakes")
+        predicted, true = self.evaluation.predictions[worst[:count]], self.evaluation.labels[worst[:count]]
+        return payload.heat(*(self.heatmaps(images[:count], classes) for classes in (predicted, true)))
 
 
 _T = TypeVar("_T")

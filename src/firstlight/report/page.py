@@ -1,71 +1,200 @@
-"""A run folder as one HTML file that can be mailed: no script, and no request to any network."""
+"""A run folder as one HTML file that can be mailed: it opens from disk and asks nothing of any network."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
-import itertools
+import html
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import Evaluation
+from firstlight.insight.suspects import suspects
 from firstlight.record import contents
-from firstlight.record.folder import RunFolder
-from firstlight.report.checklist import Line
+from firstlight.report import payload, words
 from firstlight.report.progress import duration
 
-LISTED_MISTAKES = 24
-"""As many as the figure of misclassified images shows."""
+if TYPE_CHECKING:
+    from firstlight.report.opened import Run
+
+_LEVELS = 4
+_SHOWN_SUSPECTS = 60
+_T = TypeVar("_T")
 
 
-def write_page(
-    folder: RunFolder,
-    pictures: Mapping[str, bytes],
-    missing: Mapping[str, str],
-    summary: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-    lines: Sequence[Line],
-) -> Path:
-    """Write report.html into the run folder and return its path.
+@dataclass(frozen=True)
+class Page:
+    """A written page; a notebook shows it inline."""
 
-    pictures: PNG files by name. missing: for each picture that could not be drawn, why.
-    summary, environment, recipe: as the folder's files hold them; whatever they lack is named on the page.
-    """
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        within = html.escape(self.read(), quote=True)
+        return f'<iframe srcdoc="{within}" width="100%" height="900" title="Firstlight report"></iframe>'
+
+
+def write_page(run: Run) -> Page:
+    """Write report.html from what a run's folder holds; whatever it lacks is named on the page."""
+    gaps: dict[str, str] = {}
+    folder, summary = run.folder, run.summary
+    recipe = run.recipe
+    environment = _or_none(gaps, "environment", lambda: run.environment) or {}
+    evaluation = _or_none(gaps, "predictions", lambda: run.evaluation)
+    history = _or_none(gaps, "history", lambda: run.history) or ()
+    finding = _or_none(gaps, "finding", lambda: run.finding)
+    pictures = _or_none(gaps, "pictures", run.kept_pictures) if evaluation else None
+    script: dict[str, Any] = {"columns": payload.COLUMNS, "classes": [], "side": [1, 1]}
+    values: dict[str, Any] = {"sheet": None, "confusion": None, "kept": "", "heat": None, "doubtful": 0}
+    if evaluation is not None:
+        script["classes"] = list(evaluation.classes)
+        script["side"] = list(run.data.shape[1:])
+        tiles = None
+        if pictures is not None:
+            values["sheet"], tiles = payload.sheet_within(*pictures)
+            pictured = len(tiles)
+            values["heat"] = script["heat"] = _or_none(gaps, "heat", lambda: run.heat(pictured))
+        names = _or_none(gaps, "names", lambda: contents.read_names(folder)) or {}
+        script["items"] = payload.items(evaluation, names, tiles)
+        script["suspects"] = _doubtful(evaluation, script["items"])
+        calibration = evaluation.calibration()
+        script["calibration"] = [vars(each) for each in calibration.bins]
+        values |= {
+            "confusion": _cells(evaluation),
+            "kept": _kept(evaluation, script["items"]),
+            "pairs": evaluation.top_pairs(6),
+            "scores": evaluation.per_class,
+            "calibration_error": calibration.error,
+            "doubtful": len(script["suspects"]),
+            "sentences": words.sentences(evaluation, run.history, recipe),
+        }
+    if len(history):
+        script["curves"] = payload.curves(run.history, run.schedule)
+    if finding is not None:
+        script["finder"] = payload.finder(finding)
+    page = (
+        _templates()
+        .get_template("page.html")
+        .render(
+            {"pairs": (), "scores": (), "calibration_error": None, "sentences": ()} | values,
+            run=folder.path.resolve().name,
+            **_assets(),
+            gaps=gaps,
+            classes=script["classes"],
+            summary=summary,
+            interval=_interval(summary.get("test_interval_95")),
+            environment={
+                key: value for key, value in environment.items() if key not in ("schema", "data", "command")
+            },
+            data=_mapping(environment.get("data")),
+            recipe={key: _found(key, value, summary) for key, value in recipe.to_json().items()},
+            command=environment.get("command"),
+            finding=finding.to_json() if finding is not None else {},
+            history=history,
+            film=_or_none(gaps, "film", run.film),
+            training_suspects=_or_none(gaps, "suspects", lambda: _training_suspects(run)),
+            lines=run.checklist(),
+            json=Markup(_as_script(script)),
+        )
+    )
+    folder.write(contents.REPORT, page)
+    return Page(folder.path / contents.REPORT)
+
+
+def _or_none(gaps: dict[str, str], name: str, give: Callable[[], _T]) -> _T | None:
+    """Return what there is; what is not there leaves its reason in `gaps`."""
+    try:
+        return give()
+    except InputError as error:
+        gaps[name] = error.message
+        return None
+
+
+def _assets() -> dict[str, Any]:
+    """Return style and script, each with the hash by which the page's policy lets it through."""
     assets = resources.files("firstlight.report") / "assets"
-    css = (assets / "page.css").read_text(encoding="utf-8")
+    texts: dict[str, Any] = {}
+    for name in ("css", "js"):
+        text = (assets / f"page.{name}").read_text(encoding="utf-8")
+        texts[name] = Markup(text)
+        texts[f"{name}_hash"] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return texts
+
+
+def _templates() -> Environment:
+    source = resources.files("firstlight.report") / "assets" / "page.html"
     templates = Environment(
-        loader=DictLoader({"page.html": (assets / "page.html").read_text(encoding="utf-8")}),
+        loader=DictLoader({"page.html": source.read_text(encoding="utf-8")}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(percent=percent, duration=_duration, count=_count, rate=_rate, setting=setting)
-    page = templates.get_template("page.html").render(
-        run=folder.path.resolve().name,
-        css=Markup(css),
-        css_hash=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
-        pictures={name: _embedded(png) for name, png in pictures.items()},
-        missing=missing,
-        summary=summary,
-        interval=_interval(summary.get("test_interval_95")),
-        environment={key: value for key, value in environment.items() if key not in ("schema", "data")},
-        data=_mapping(environment.get("data")),
-        recipe={key: _found(key, value, summary) for key, value in recipe.items()},
-        finding=_mapping(folder.read_json(contents.FINDING)) if folder.has(contents.FINDING) else {},
-        mistakes=_mistakes(folder),
-        lines=lines,
+    templates.filters.update(
+        percent=percent, duration=_duration, count=_count, rate=_rate, setting=setting, plain=_plain
     )
-    folder.write(contents.REPORT, page)
-    return folder.path / contents.REPORT
+    return templates
+
+
+def _as_script(values: Mapping[str, Any]) -> str:
+    """Write JSON that no browser reads as the end of a script or as markup."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _cells(evaluation: Evaluation) -> list[list[dict[str, int]]]:
+    """Return the confusion matrix, each mistake with a level of 0 to 4 by the square root of its share."""
+    table = evaluation.confusion
+    wrong = table.clone().fill_diagonal_(0)
+    most = max(int(wrong.max()), 1)
+    levels = ((wrong / most).sqrt() * _LEVELS).ceil().int()
+    return [
+        [{"count": count, "level": level} for count, level in zip(*row, strict=True)]
+        for row in zip(table.tolist(), levels.tolist(), strict=True)
+    ]
+
+
+def _kept(evaluation: Evaluation, items: Mapping[str, list[Any]]) -> str:
+    """Say which images the page has and which it leaves out."""
+    wrong = len(evaluation.mistakes)
+    listed = min(wrong, payload.MOST_LISTED)
+    pictured = sum(tile >= 0 for tile in items["tile"][:listed])
+    right = len(items["tile"]) - listed
+    said = (
+        f"All {wrong:,} mistakes are here"
+        if listed == wrong
+        else f"The {listed:,} worst of {wrong:,} mistakes are here"
+    )
+    if pictured < listed:
+        said += f", the {pictured:,} of the highest loss with a picture" if pictured else ", without pictures"
+    return said + f", and {right:,} of {evaluation.right:,} right answers to compare them with."
+
+
+def _doubtful(evaluation: Evaluation, items: Mapping[str, list[Any]]) -> list[int]:
+    """Return the places among the items of test images whose label is doubtful, the most doubtful first."""
+    found = suspects(evaluation.labels, evaluation.probabilities)
+    place = {index: at for at, index in enumerate(items["index"])}
+    chosen = found.order[: min(found.count, _SHOWN_SUSPECTS)].tolist()
+    return [place[index] for index in chosen if index in place]
 
 
 def _found(key: str, value: Any, summary: Mapping[str, Any]) -> Any:
@@ -74,11 +203,24 @@ def _found(key: str, value: Any, summary: Mapping[str, Any]) -> Any:
     return value if found is None else f"found: {found:g}"
 
 
-def _embedded(png: bytes) -> dict[str, Any]:
-    """Return what an <img> needs: the file as a data URI, and width and height, which stand in its header."""
-    width, height = (int.from_bytes(png[place : place + 4], "big") for place in (16, 20))
-    uri = "data:image/png;base64," + base64.b64encode(png).decode()
-    return {"uri": uri, "width": width, "height": height}
+def _training_suspects(run: Run) -> dict[str, Any] | None:
+    """Return the doubtful training labels with their pictures, None where they were not looked for."""
+    found, classes = contents.read_suspects(run.folder), run.data.classes
+    if found is None:
+        return None
+    rows = [
+        {
+            "index": index,
+            "name": name,
+            "label": classes[int(found.labels[index])],
+            "suggested": classes[suggested],
+            "uri": payload.sheet(image[None], 1),
+        }
+        for index, name, suggested, image in zip(
+            found.indices.tolist(), found.names, found.suggested.tolist(), found.images, strict=True
+        )
+    ]
+    return {"count": found.count, "rows": rows[: max(found.count, 1)]}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -87,19 +229,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _interval(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) and len(value) == 2 else (None, None)
-
-
-def _mistakes(folder: RunFolder) -> list[dict[str, str]]:
-    """Return the first rows of the table of mistakes, none where it is missing or another table."""
-    if not folder.has(contents.MISTAKES):
-        return []
-    rows = csv.DictReader(io.StringIO(folder.read_text(contents.MISTAKES)))
-    if not {"index", "name", "true", "predicted", "confidence"} <= set(rows.fieldnames or ()):
-        return []
-    return [
-        {key: value for key, value in row.items() if isinstance(key, str) and isinstance(value, str)}
-        for row in itertools.islice(rows, LISTED_MISTAKES)
-    ]
 
 
 def _number(value: Any) -> float | None:
@@ -143,3 +272,9 @@ def setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return "–" if value is None else str(value)
+
+
+def _plain(value: Any) -> str:
+    """Write a number for a script to compare; nothing where there is none."""
+    number = _number(value)
+    return "" if number is None else f"{number:.6f}"

@@ -71,7 +71,7 @@ def augmentations(
             x = left + column * (across + gap)
             sheet.tile(x, top, wide, high, shown(image))
             if place:
-                said = _drawn(augmentations[place - 1], samples[f"draws_{place - 1}"][column])
+                said = said_of(augmentations[place - 1], samples[f"draws_{place - 1}"][column])
             else:
                 said = classes[int(labels[column])]
             said = fitted(said, across + gap - 0.04, SMALL)
@@ -111,15 +111,19 @@ def _back(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
 def _name_step(sheet: Sheet, top: float, augmentation: Augmentation | None) -> None:
     name = "Original" if augmentation is None else type(augmentation).__name__
     sheet.write(_MARGIN, top, name, size=BODY, weight="bold")
-    if augmentation is None or not dataclasses.is_dataclass(augmentation):
-        return
-    settings = [
-        f"{field.name} {getattr(augmentation, field.name)}" for field in dataclasses.fields(augmentation)
-    ]
-    sheet.write(_MARGIN, top + 0.2, "\n".join(settings), size=SMALL, color=MUTED)
+    if augmentation is not None:
+        sheet.write(_MARGIN, top + 0.2, "\n".join(settings_of(augmentation)), size=SMALL, color=MUTED)
 
 
-def _drawn(augmentation: Augmentation, draws: Tensor) -> str:
+def settings_of(augmentation: Augmentation) -> list[str]:
+    """Return an augmentation's fields in words."""
+    if not dataclasses.is_dataclass(augmentation):
+        return []
+    return [f"{field.name} {getattr(augmentation, field.name)}" for field in dataclasses.fields(augmentation)]
+
+
+def said_of(augmentation: Augmentation, draws: Tensor) -> str:
+    """Return what was drawn for one image in words."""
     if isinstance(augmentation, FlipLR):
         return "flipped" if int(draws[0]) else "not flipped"
     return ", ".join(

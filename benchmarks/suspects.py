@@ -1,0 +1,171 @@
+"""Doubtful labels: how many of the most doubtful images are truly mislabelled, ours and cleanlab's.
+
+    make bench SCRIPT=benchmarks/suspects.py      # makes an environment with cleanlab first
+
+A share of the labels of a training set of `shapes` is replaced by another class, drawn from the seed. Every
+image is judged by a network that was not trained on it, by the same cross-fitting as `firstlight suspects`,
+and all rankings read the same probabilities. As many images are looked at as labels were replaced: precision
+is the share of them whose label was. Another seed is another set, other labels and other networks.
+
+cleanlab 2.9 is under the Apache License 2.0 (up to 2.7 it was under the AGPL); it is used here alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+
+import torch
+from rows import add_row
+from torch import Tensor
+
+from firstlight import runtime
+from firstlight.crossfit import out_of_sample
+from firstlight.data.images import ImageSet
+from firstlight.data.shapes import Shapes
+from firstlight.insight.suspects import suspects
+from firstlight.recipe import Recipe
+from firstlight.recipes import named
+
+OURS = "firstlight"
+METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How good one ranking is. count: the wrong labels that it estimates, where it does."""
+
+    precision: float
+    average_precision: float
+    count: int | None
+
+
+def with_wrong_labels(images: ImageSet, share: float, seed: int) -> ImageSet:
+    """Return the set with so large a share of its labels replaced, each by any other class."""
+    generator, classes = runtime.stream(seed, "wrong labels"), len(images.classes)
+    places = torch.randperm(len(images), generator=generator)[: round(share * len(images))]
+    labels = images.labels.clone()
+    labels[places] += torch.randint(1, classes, (len(places),), generator=generator)
+    return dataclasses.replace(images, labels=labels % classes)
+
+
+def score(order: Tensor, wrong: Tensor, count: int | None = None) -> Score:
+    """Score a ranking, the most doubtful first; what a shorter one leaves out counts as missed."""
+    hits, number = wrong[order].double(), int(wrong.sum())
+    found = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    return Score(float(hits[:number].sum()) / number, float((found * hits).sum()) / number, count)
+
+
+def cleanlab_rankings(labels: Tensor, probabilities: Tensor) -> dict[str, tuple[Tensor, int | None]]:
+    """Return cleanlab's rankings: its scores on all images, and the issues that it lists, by each score."""
+    # Imported here, so that the rest can be tried without it.
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    # In fp64 and summing to 1, as it asks for.
+    rows = probabilities.double()
+    given, said = labels.numpy(), (rows / rows.sum(1, keepdim=True)).numpy()
+    rankings: dict[str, tuple[Tensor, int | None]] = {}
+    for method in METHODS:
+        for adjust in (False, True):
+            if adjust and method == "confidence_weighted_entropy":
+                continue  # which cleanlab does not offer
+            quality = get_label_quality_scores(given, said, method=method, adjust_pred_probs=adjust)
+            name = f"cleanlab {method}{', adjusted' if adjust else ''}"
+            rankings[name] = torch.from_numpy(quality).argsort(stable=True), None
+    for method in METHODS:
+        listed = find_label_issues(given, said, return_indices_ranked_by=method, n_jobs=1)
+        rankings[f"cleanlab find_label_issues by {method}"] = torch.from_numpy(listed.copy()), len(listed)
+    return rankings
+
+
+def scores(recipe: Recipe, count: int, share: float, folds: int) -> dict[str, Score]:
+    """Cross-fit one set with wrong labels, and score every ranking on the same probabilities."""
+    clean, _ = Shapes(train=count, test=1, seed=recipe.seed).load()
+    images = with_wrong_labels(clean, share, recipe.seed)
+    wrong = images.labels != clean.labels
+    probabilities = out_of_sample(recipe, images, runtime.prepare(), folds=folds)
+    right = float((probabilities.argmax(1) == clean.labels).double().mean())
+    print(
+        f"seed {recipe.seed}: {int(wrong.sum())} of {count:,} labels are wrong; "
+        f"the networks are right about {right:.1%} of the images"
+    )
+    ours = suspects(images.labels, probabilities)
+    rankings = {OURS: (ours.order, ours.count), **cleanlab_rankings(images.labels, probabilities)}
+    return {name: score(order, wrong, said) for name, (order, said) in rankings.items()}
+
+
+def table(runs: list[Mapping[str, Score]]) -> str:
+    """Write one line per ranking, the mean over the seeds, as a Markdown table."""
+    lines = [
+        "| ranking | precision at the number wrong | average precision | wrong labels, estimated |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in runs[0]:
+        each = [run[name] for run in runs]
+        counts = [one.count for one in each if one.count is not None]
+        lines.append(
+            f"| {name} | {statistics.mean(one.precision for one in each):.3f} "
+            f"| {statistics.mean(one.average_precision for one in each):.3f} "
+            f"| {f'{statistics.mean(counts):.0f}' if counts else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--share", type=float, default=0.05, help="of the labels that are replaced")
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--record", action="store_true", help="append rows to results.csv")
+    arguments = parser.parse_args()
+
+    recipe = named("shapes.demo").over(arguments.epochs)
+    recipe = recipe.replace(
+        width=arguments.width, batch_size=arguments.batch_size, peak_lr=0.2, min_lr=0.002, validation=0
+    )
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    runs = [
+        scores(recipe.replace(seed=seed), arguments.images, arguments.share, arguments.folds)
+        for seed in seeds
+    ]
+    print(table(runs))
+    if arguments.record:
+        machine = runtime.prepare()
+        for seed, run in zip(seeds, runs, strict=True):
+            for name, each in run.items():
+                add_row(
+                    {
+                        "script": "benchmarks/suspects.py",
+                        "date": datetime.now(UTC).date().isoformat(),
+                        "hardware": machine.hardware,
+                        "torch": torch.__version__,
+                        "device": machine.device.type,
+                        "precision": machine.precision,
+                        "threads": machine.threads,
+                        "recipe": recipe.name,
+                        "seed": seed,
+                        "epochs": recipe.epochs,
+                        "baseline": f"cleanlab {metadata.version('cleanlab')}",
+                        "note": f"{arguments.images} images, {arguments.share:.0%} of labels wrong, "
+                        f"{arguments.folds} folds, width {arguments.width}, "
+                        f"batch size {arguments.batch_size}",
+                        "ranking": name,
+                        "precision_at_wrong": round(each.precision, 4),
+                        "average_precision": round(each.average_precision, 4),
+                        "estimated_wrong": each.count,
+                    }
+                )
+
+
+if __name__ == "__main__":
+    main()

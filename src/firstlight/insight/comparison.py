@@ -1,0 +1,166 @@
+"""Two networks on the same images: what one got right that the other did not, and whether it is noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import Evaluation
+
+SIGNIFICANCE = 0.05
+"""Below it, a p-value counts as more than noise."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """An image that was right in one evaluation only. true, before, after: indices of classes."""
+
+    index: int
+    name: str
+    true: int
+    before: int
+    after: int
+
+    @property
+    def fixed(self) -> bool:
+        return self.after == self.true
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two evaluations of the same images, image by image.
+
+    It compares two trained networks. That one recipe is better than another takes several seeds of each.
+    """
+
+    before: Evaluation
+    after: Evaluation
+
+    @cached_property
+    def fixed(self) -> Tensor:
+        """Indices, ascending, of the images that were wrong before and are right after: int64."""
+        return _places(~self._right(self.before) & self._right(self.after))
+
+    @cached_property
+    def broken(self) -> Tensor:
+        """Indices, ascending, of the images that were right before and are wrong after: int64."""
+        return _places(self._right(self.before) & ~self._right(self.after))
+
+    @cached_property
+    def still_wrong(self) -> Tensor:
+        """Indices, ascending, of the images that are wrong in both: int64."""
+        return _places(~self._right(self.before) & ~self._right(self.after))
+
+    @staticmethod
+    def _right(evaluation: Evaluation) -> Tensor:
+        return evaluation.predictions == evaluation.labels
+
+    @property
+    def difference(self) -> float:
+        """Accuracy after less accuracy before, as a fraction."""
+        return (len(self.fixed) - len(self.broken)) / len(self.before.labels)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The difference's 95 % interval, see `paired_interval`."""
+        return paired_interval(len(self.fixed), len(self.broken), len(self.before.labels))
+
+    @cached_property
+    def p_value(self) -> float:
+        """How likely so uneven a split of the changed images is by chance alone, see `mcnemar`."""
+        return mcnemar(len(self.fixed), len(self.broken))
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference is more than noise: a p-value below 0.05."""
+        return self.p_value < SIGNIFICANCE
+
+    def changes(self, count: int | None = None) -> tuple[Change, ...]:
+        """Return the changed images by index, the first `count` or all; each is named by who had it wrong."""
+        places = torch.cat([self.fixed, self.broken]).sort().values[:count].tolist()
+        before, after = self.before, self.after
+        rows = []
+        for index in places:
+            true, old, new = (int(t[index]) for t in (before.labels, before.predictions, after.predictions))
+            names = before.names if old != true else after.names
+            rows.append(Change(index, names[index], true, old, new))
+        return tuple(rows)
+
+    def __str__(self) -> str:
+        """Say in two or three sentences which is better, and how sure that is."""
+        low, high = self.interval
+        chance = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
+        numbers = (
+            f"{self.before.accuracy:.2%} and {self.after.accuracy:.2%} of {len(self.before.labels):,} images "
+            f"are right, a difference of {100 * self.difference:+.2f} points (95 % interval "
+            f"{100 * low:+.2f} to {100 * high:+.2f}; exact McNemar test, {chance})."
+        )
+        counts = (
+            f"The second has {_images(len(self.fixed))} right that the first has wrong, and "
+            f"{len(self.broken):,} wrong that the first has right; both have {len(self.still_wrong):,} wrong."
+        )
+        if not self.differs:
+            return f"no difference beyond noise: {numbers} {counts}"
+        better = "second" if self.difference > 0 else "first"
+        caution = "This is about two trained networks; to compare two recipes, train several seeds of each."
+        return f"the {better} is better: {numbers} {counts} {caution}"
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Compare two evaluations of the same images, which may differ in network or in TTA alone.
+
+    Raises InputError where number, labels or classes differ.
+    """
+    if before.classes != after.classes:
+        raise InputError("the two evaluations have different classes", "Compare runs on the same data.")
+    if len(before.labels) != len(after.labels):
+        raise InputError(
+            f"the two evaluations are of {len(before.labels):,} and of {len(after.labels):,} images",
+            "Evaluate both networks on the same images.",
+        )
+    if not torch.equal(before.labels, after.labels):
+        unequal = int((before.labels != after.labels).sum())
+        raise InputError(
+            f"the two evaluations have different labels at {unequal:,} of {len(before.labels):,} images",
+            "Evaluate both networks on the same images, in the same order.",
+        )
+    return Comparison(before, after)
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Return the exact two-sided p-value for two numbers of changed images.
+
+    If neither network is better, each changed image is as likely fixed as broken, so the smaller
+    number is binomial; its lower tail is doubled, at most to 1 (McNemar 1947; for classifiers Dietterich
+    1998, there by the approximation with χ²).
+    """
+    total, least = fixed + broken, min(fixed, broken)
+    # Logarithms, since the terms themselves leave the range of fp64 beyond a thousand images.
+    below = torch.arange(least + 1, dtype=torch.float64)
+    terms = math.lgamma(total + 1) - torch.lgamma(below + 1) - torch.lgamma(total - below + 1)
+    return min(1.0, 2 * math.exp(float(torch.logsumexp(terms, 0)) - total * math.log(2)))
+
+
+def paired_interval(fixed: int, broken: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the interval of a difference between two proportions of the same `count` images.
+
+    Wald's interval after half an image is added to each of the four cells (Agresti and Min 2005,
+    Statistics in Medicine 24:729, "Wald+2"); z is the normal quantile, 95 % by default.
+    """
+    size = count + 2
+    middle = (fixed - broken) / size
+    reach = z * math.sqrt((fixed + broken + 1) / size - middle * middle) / math.sqrt(size)
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
+def _places(chosen: Tensor) -> Tensor:
+    return torch.nonzero(chosen).flatten()
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"

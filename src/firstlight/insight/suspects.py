@@ -1,0 +1,110 @@
+"""Labels to be doubted, from what networks say of images that they were not trained on.
+
+The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). The answer here is a
+model with K + 2 numbers, fitted to the given labels by maximum likelihood: the probabilities are calibrated
+by a temperature and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that a network that
+is too sure, or a class that it is never sure of, casts no doubt by itself; and a share of the labels was
+replaced by another class at random. That share is what contradicts a calibrated network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from firstlight.errors import InputError
+
+_FLOOR = torch.finfo(torch.float32).tiny
+"""Smaller probabilities count as this one, so that a zero has a logarithm."""
+_USUAL_SHARE = -3.0
+"""Log-odds of a label being wrong before any is seen: about 5 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class Suspects:
+    """Images by how doubtful their given label is.
+
+    order: int64, N, all indices, the most doubtful first. scores: fp32, N, higher is more doubtful: the
+    log-odds of the likeliest other class against the given one, so that above 0 the other is likelier.
+    suggested: int64, N, the class that the image looks like, whatever its label. count: the estimated number
+    of wrong labels, those that are likelier wrong than right. It is 0 for a network that knows nothing, and
+    too small where labels were mistaken for similar classes, as the network's own mistakes are.
+    """
+
+    order: Tensor
+    scores: Tensor
+    suggested: Tensor
+    count: int
+
+
+def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
+    """Rank images by how doubtful their label is.
+
+    labels: int64, N. probabilities: N×K, rows sum to 1; OUT OF SAMPLE, each row from a network that was not
+    trained on its image, or the wrong labels were learnt and are believed. Raises InputError where the two
+    do not fit.
+    """
+    logits, share = _fitted(labels, _checked(labels, probabilities).clamp_min(_FLOOR).log())
+    classes = logits.shape[1]
+    given = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
+    scores = (others - given + math.log(share / (1 - share) / (classes - 1))).float()
+    suggested = logits.argmax(1)
+    right, wrong = (1 - share) * given.exp(), share / (classes - 1) * -torch.expm1(given)
+    count = int(((wrong > right) & (suggested != labels)).sum())
+    return Suspects(scores.argsort(descending=True, stable=True), scores, suggested, count)
+
+
+def _checked(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the probabilities in fp64, their rows summing to 1 exactly."""
+    if probabilities.ndim != 2 or not probabilities.is_floating_point():
+        raise InputError(
+            f"probabilities must be N×K floating-point numbers, not {probabilities.dtype} of "
+            f"{tuple(probabilities.shape)}"
+        )
+    count, classes = probabilities.shape
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise InputError(f"{count} rows of probabilities need int64 labels of shape ({count},)")
+    if not count or classes < 2:
+        raise InputError(f"{count} images of {classes} classes: there is no label to doubt")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(f"a label lies outside 0…{classes - 1}, the {classes} columns of probabilities")
+    rows = probabilities.detach().to("cpu", torch.float64)
+    sums = rows.sum(1)
+    if not bool((torch.isfinite(rows) & (rows >= 0)).all()) or float((sums - 1).abs().max()) > 0.02:
+        raise InputError("a row of probabilities has a value that is none, or does not sum to 1")
+    return rows / sums[:, None]
+
+
+def _fitted(labels: Tensor, logits: Tensor) -> tuple[Tensor, float]:
+    """Return calibrated log-probabilities, fp64, N×K, and the share of labels replaced at random.
+
+    The most probable values under a normal prior of deviation 1, which decides where the labels tell little:
+    a few hundred images, or a network whose confidence never varies.
+    """
+    count, classes = logits.shape
+    # The logarithm of the inverse temperature, the log-odds of the share, a bias for each class.
+    usual = torch.tensor([0.0, _USUAL_SHARE] + [0.0] * classes, dtype=torch.float64)
+    values = usual.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([values], max_iter=200, line_search_fn="strong_wolfe")
+
+    def calibrated() -> Tensor:
+        return F.log_softmax(values[0].exp() * logits + values[2:], dim=1)
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            given = calibrated().gather(1, labels[:, None]).squeeze(1).exp()
+            share = torch.sigmoid(values[1])
+            likelihood = ((1 - share) * given + share / (classes - 1) * (1 - given)).log().sum()
+            total = ((values - usual).square().sum() / 2 - likelihood) / count
+            total.backward()
+        return float(total.detach())
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        return calibrated(), float(torch.sigmoid(values[1]))
