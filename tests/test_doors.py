@@ -36,7 +36,7 @@ def test_one_cell_trains_shows_and_predicts(tmp_path: Path) -> None:
     (prediction,) = firstlight.predict(tmp_path / "run", tmp_path / "blue.png")
     assert prediction.label in run.data.classes
     assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert firstlight.report(run) == tmp_path / "run" / "report.html"
+    assert firstlight.report(run).path == tmp_path / "run" / "report.html"
     again = firstlight.evaluate(run, precision="fp32")
     assert (
         again.accuracy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,13 +49,13 @@ def noise(count: int, side: int = 12) -> Tensor:
 TARGETS = torch.tensor([0, 3, 1, 2, 2])
 
 
-def by_hand(images: Tensor, targets: Tensor) -> Tensor:
+def by_hand(images: Tensor, targets: Tensor, model: Looked | None = None) -> Tensor:
     """Return Grad-CAM at `first`, one image at a time."""
-    model = Looked(inplace=False).eval()
+    model = (Looked(inplace=False) if model is None else model).eval()
     maps = []
     for image, target in zip(images, targets.tolist(), strict=True):
         features = model.first(image[None]).detach().requires_grad_()
-        model.tail(features)[0, target].backward()
+        model.tail(features.clone())[0, target].backward()
         assert features.grad is not None
         weights = features.grad[0].mean(dim=(1, 2))
         maps.append(torch.einsum("c,chw->hw", weights, features.detach()[0]).clamp_min(0))
@@ -113,8 +114,62 @@ def test_both_classes_cost_one_forward_pass_and_nothing_below_the_endpoint(endpo
     with Counted() as counted:
         gradcam_pair(model, noise(5, 32), TARGETS, OTHERS, endpoint)
     assert counted.forward == 8
-    # Of input, weight and bias the input alone.
-    assert counted.backward == [(True, False, False)] * (2 * above)
+    # Of input, weight and bias the input alone, and the convolution right above is not run back at all.
+    assert counted.backward == [(True, False, False)] * (2 * max(above - 1, 0))
+
+
+class Behind(Looked):
+    """Has any module between the endpoint and a curve that lets no two places weigh the same."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__(inplace=False)
+        self.behind = behind
+
+    def tail(self, features: Tensor) -> Tensor:
+        return self.linear((3 * self.behind(features)).tanh().mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class Scaled(nn.Conv2d):
+    """Uses another weight than the one it keeps, and names all that it hands on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, weight=self.weight.sin() * 3, bias=self.bias, padding=[2], dilation=2)
+
+
+class Forked(nn.Module):
+    """Two convolutions and a pool of the same features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(5, 6, 3, stride=2), nn.Conv2d(5, 6, 5, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = nn.functional.avg_pool2d(x, 3, 2)
+        return self.left(x) * pooled[:, [0, 1, 2, 3, 4, 0]] + self.right(x)  # type: ignore[no-any-return]
+
+
+BEHIND: dict[str, Callable[[], nn.Module]] = {
+    "padded": lambda: nn.Conv2d(5, 6, 3, padding=1),
+    "strided": lambda: nn.Conv2d(5, 6, 3, stride=2, bias=False),
+    "with rows left over": lambda: nn.Conv2d(5, 6, 4, stride=3, padding=1),
+    "oblong": lambda: nn.Conv2d(5, 6, (3, 5), stride=(2, 3), padding=(0, 4), dilation=(2, 1)),
+    "same": lambda: nn.Conv2d(5, 6, 3, padding="same"),
+    "reflected": lambda: nn.Conv2d(5, 6, 3, padding=1, padding_mode="reflect"),
+    "in groups": lambda: nn.Sequential(nn.Conv2d(5, 5, 3, groups=5), nn.Conv2d(5, 6, 1)),
+    "behind a ReLU in place": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(5, 6, 3)),
+    "before a ReLU in place": lambda: nn.Sequential(nn.Conv2d(5, 6, 3), nn.ReLU(inplace=True)),
+    "of another weight": lambda: Scaled(5, 6, 3),
+    "forked": Forked,
+}
+
+
+@pytest.mark.parametrize("which", BEHIND)
+def test_it_equals_the_paper_whatever_convolution_is_behind_the_endpoint(which: str) -> None:
+    with seeded(3):
+        model = Behind(BEHIND[which]())
+    found, expected = gradcam(model, noise(5), TARGETS, "first"), by_hand(noise(5), TARGETS, model)
+    assert (expected.flatten(1).amax(1) > 0).sum() >= 3
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
 
 
 class Against(nn.Module):
@@ -212,11 +267,18 @@ class Checkpointed(Looked):
         return checkpoint(self.tail, self.first(images), use_reentrant=False)  # type: ignore[no-any-return]
 
 
-def test_a_checkpointed_network_is_in_evaluation_also_when_it_runs_again() -> None:
-    model = Checkpointed(inplace=False).train()
-    found = gradcam(model, noise(5), TARGETS, "first")
-    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+class CheckpointedBehind(Behind, Checkpointed):
+    """The same with a convolution right behind the endpoint."""
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_checkpointed_network_is_in_evaluation_also_when_it_runs_again(behind: bool, frozen: bool) -> None:
+    with seeded(3):
+        model = CheckpointedBehind(nn.Conv2d(5, 6, 3)) if behind else Checkpointed(inplace=False)
+    found = gradcam(model.train().requires_grad_(not frozen), noise(5), TARGETS, "first")
     assert model.training and model.drop.training
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS, model), rtol=1e-4, atol=1e-7)
 
 
 class Aside(Looked):
@@ -233,9 +295,9 @@ class Aside(Looked):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_endpoint_that_the_logits_do_not_depend_on_is_named(frozen: bool) -> None:
     model = Aside(inplace=False).requires_grad_(not frozen)
-    with pytest.raises(InputError, match="logits do not depend on the output of the endpoint 'first'"):
+    with pytest.raises(InputError, match="do not depend on the endpoint 'first'"):
         gradcam(model, noise(5), TARGETS, "first")
-    with pytest.raises(InputError, match="does not run its endpoint 'never'"):
+    with pytest.raises(InputError, match="do not depend on the endpoint 'never'"):
         gradcam(model, noise(5), TARGETS, "never")
 
 

@@ -178,13 +178,8 @@ def test_heat_is_grad_cam_for_both_classes_on_its_native_grid(
     values = torch.frombuffer(bytearray(base64.b64decode(heat["bytes"])), dtype=torch.uint8).view(-1, 2, 8, 8)
     worst = run.evaluation.mistakes[:5]
     images = run.kept_pictures()[0][:5]
-    maps = torch.stack(
-        [
-            run.heatmaps(images, which[worst]).maps
-            for which in (run.evaluation.predictions, run.evaluation.labels)
-        ],
-        dim=1,
-    )
+    both = run.heatmaps(images, run.evaluation.predictions[worst], run.evaluation.labels[worst])
+    maps = torch.stack([heatmaps.maps for heatmaps in both], dim=1)
     expected = 255 * maps / maps.flatten(1).amax(1).clamp_min(1e-30).view(-1, 1, 1, 1)
     torch.testing.assert_close(values[:5].float(), expected, atol=0.51, rtol=0)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
+from firstlight.insight.mean_gradient import Cut
 from firstlight.models.blocks import evaluating
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
@@ -88,47 +89,28 @@ def _gradcam(
     # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
     with evaluating(model), torch.inference_mode(False):
         for some, *wanted in zip(*parts, strict=True):
-            logits, seen = _forward(model, endpoint, some)
+            with Cut() as cut, _hooked([(modules[endpoint], cut.begin)]), torch.no_grad():
+                logits = model(some)
             for number, classes in enumerate(wanted):
                 # The last backward pass frees the graph on its way.
-                gradient = _gradient(logits, seen, classes, keep_graph=number + 1 < len(wanted))
-                if gradient is None:
-                    raise InputError(f"the logits do not depend on the output of the endpoint {endpoint!r}")
-                weights = gradient.float().mean(dim=(2, 3))
-                evidence = torch.einsum("nc,nchw->nhw", weights, seen.detach().float())
+                weights = _weights(logits, cut.seen, classes, keep_graph=number + 1 < len(wanted))
+                if cut.seen is None or weights is None:
+                    raise InputError(f"the logits do not depend on the endpoint {endpoint!r}")
+                evidence = torch.einsum("nc,nchw->nhw", weights, cut.seen.detach().float())
                 maps[number].append(evidence.relu().cpu())
     return [Heatmaps(endpoint, torch.cat(maps[number]), each.cpu()) for number, each in enumerate(targets)]
 
 
-def _forward(model: nn.Module, endpoint: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits and what came out of the endpoint, where their graph begins.
-
-    Below the endpoint nothing is kept for a backward pass, which thus costs what lies above it.
-    """
-    seen: list[Tensor] = []
-
-    def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        # Two copies: later operations in place may write into what came out here, or into what is handed on.
-        seen[:] = [output.detach().clone().requires_grad_()]
-        torch.set_grad_enabled(True)  # until `no_grad` below ends
-        return seen[0].clone()
-
-    with _hooked([(endpoints(model)[endpoint], cut)]), torch.no_grad():
-        logits = model(images)
-    if not seen:
-        raise InputError(f"the model does not run its endpoint {endpoint!r}")
-    return logits, seen[0]
-
-
-def _gradient(logits: Tensor, seen: Tensor, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
-    """Return the gradient of one logit per image; None where the logits do not depend on `seen`."""
+def _weights(logits: Tensor, seen: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
+    """Return the mean gradient, N×C, of one logit per image; None where it does not depend on `seen`."""
     count = logits.shape[1]
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
         raise InputError(f"a target lies outside 0…{count - 1}, the {count} classes")
-    if not logits.requires_grad:
+    if seen is None or not logits.requires_grad:
         return None
     chosen = torch.zeros_like(logits).scatter_(1, classes.to(logits.device)[:, None], 1)
-    return torch.autograd.grad(logits, seen, chosen, retain_graph=keep_graph, allow_unused=True)[0]
+    (gradient,) = torch.autograd.grad(logits, seen, chosen, retain_graph=keep_graph, allow_unused=True)
+    return None if gradient is None else gradient.float().mean(dim=(2, 3))
 
 
 def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:

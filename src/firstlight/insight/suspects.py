@@ -48,6 +48,7 @@ def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
     trained on its image, or the wrong labels were learnt and are believed. Raises InputError where the two
     do not fit.
     """
+    labels = labels.detach().cpu()
     logits, share = _fitted(labels, _checked(labels, probabilities).clamp_min(_FLOOR).log())
     classes = logits.shape[1]
     given = logits.gather(1, labels[:, None]).squeeze(1)

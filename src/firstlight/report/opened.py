@@ -20,8 +20,7 @@ from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation, inference
 from firstlight.insight.evaluation import evaluate as evaluate_network
-from firstlight.insight.gradcam import Heatmaps, default_endpoint
-from firstlight.insight.gradcam import gradcam as compute_gradcam
+from firstlight.insight.gradcam import Heatmaps, default_endpoint, gradcam_pair
 from firstlight.models.blocks import layers
 from firstlight.recipe import Recipe
 from firstlight.record import contents
@@ -191,18 +190,19 @@ class Run:
         """Show what spoke for the predicted and for the true class of the worst mistakes."""
         images, indices = self.kept_pictures()
         worst = self.evaluation.mistakes[: min(count, contents.KEPT_MISTAKES)]
-        chosen = images[: len(worst)]
-        predicted = self.heatmaps(chosen, self.evaluation.predictions[worst], endpoint)
-        true = self.heatmaps(chosen, self.evaluation.labels[worst], endpoint)
+        predicted, true = self.heatmaps(
+            images[: len(worst)], self.evaluation.predictions[worst], self.evaluation.labels[worst], endpoint
+        )
         return figures.gradcam(self.evaluation, images, indices, predicted, true, count=count)
 
-    def heatmaps(self, images: Tensor, targets: Tensor, endpoint: str | None = None) -> Heatmaps:
-        """Compute Grad-CAM for uint8 N×C×H×W images and one class each."""
-        normalised = self._normalised(images)
+    def heatmaps(
+        self, images: Tensor, first: Tensor, second: Tensor, endpoint: str | None = None
+    ) -> tuple[Heatmaps, Heatmaps]:
+        """Compute Grad-CAM of two classes for each of uint8 N×C×H×W images."""
         if not len(images):
             name = endpoint or default_endpoint(self.model, torch.zeros(1, *self.data.shape))
-            return Heatmaps(name, torch.zeros(0, 1, 1), targets)
-        return compute_gradcam(self.model, normalised, targets, endpoint)
+            return Heatmaps(name, torch.zeros(0, 1, 1), first), Heatmaps(name, torch.zeros(0, 1, 1), second)
+        return gradcam_pair(self.model, self._normalised(images), first, second, endpoint)
 
     def kept_pictures(self) -> tuple[Tensor, Tensor]:
         """The kept test images and their places in the test set; mistakes come first, the worst first."""
@@ -241,7 +241,7 @@ class Run:
         if not torch.equal(indices[:count], worst[:count]):
             raise InputError("the kept pictures are not those of the mistakes")
         predicted, true = self.evaluation.predictions[worst[:count]], self.evaluation.labels[worst[:count]]
-        return payload.heat(*(self.heatmaps(images[:count], classes) for classes in (predicted, true)))
+        return payload.heat(*self.heatmaps(images[:count], predicted, true))
 
 
 _T = TypeVar("_T")

@@ -167,7 +167,10 @@ function set(values) {
 if (controls) {
   controls.addEventListener("input", read);
   controls.addEventListener("submit", (event) => event.preventDefault());
-  controls.addEventListener("reset", () => setTimeout(read));
+  controls.addEventListener("reset", (event) => {
+    event.preventDefault();
+    set({ show: "wrong", truth: "", said: "", text: "", sort: "loss" });
+  });
   find("#more").addEventListener("click", () => {
     const before = gallery.children.length;
     state.limit += STEP;

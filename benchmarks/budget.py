@@ -1,6 +1,6 @@
 """Where a training step's time goes, before and after, and the floor under it: its convolutions, each alone.
 
-    python benchmarks/profile.py [--rounds 3] [--record]
+    python benchmarks/budget.py [--rounds 3] [--record]
 
 Three loops on the same batches, each in a process of its own, in turn: *stock* as in reference.py; *memory
 kept*, the same operations with the tuned allocator; *firstlight*, with the compiled operations too. The parts
@@ -128,23 +128,25 @@ def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
         library.append(median(lambda gradient=gradient: gradient(False, True)))
         compiled: list[float | None] = [None] * 3
         if convolution.serves(conv, images):
-            given = images.clone().requires_grad_()
-            filters = weight.clone().requires_grad_()
-            found = convolution.convolve(given, filters, pool=block.pooled)
-            direction = torch.randn(found.shape, generator=draw).bfloat16()
-            direction = direction.contiguous(memory_format=torch.channels_last)
-
-            def back(wanted: torch.Tensor, found=found, direction=direction) -> object:
-                return torch.autograd.grad(found, wanted, direction, retain_graph=True)
-
             with torch.no_grad():
                 compiled[0] = median(
                     lambda images=images, weight=weight, block=block: convolution.convolve(
                         images, weight, pool=block.pooled
                     )
                 )
-            compiled[1] = median(lambda given=given, back=back: back(given))
-            compiled[2] = median(lambda filters=filters, back=back: back(filters))
+            # One graph for each gradient, so that none computes both.
+            for number, wanted in ((1, "images"), (2, "filters")):
+                given = images.clone().requires_grad_(wanted == "images")
+                filters = weight.clone().requires_grad_(wanted == "filters")
+                found = convolution.convolve(given, filters, pool=block.pooled)
+                direction = torch.randn(found.shape, generator=draw).bfloat16()
+                direction = direction.contiguous(memory_format=torch.channels_last)
+                leaf = given if wanted == "images" else filters
+                compiled[number] = median(
+                    lambda found=found, leaf=leaf, direction=direction: torch.autograd.grad(
+                        found, leaf, direction, retain_graph=True
+                    )
+                )
         products = BATCH * side * side * 9 * conv.in_channels * conv.out_channels
         rows.append(
             {

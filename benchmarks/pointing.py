@@ -1,0 +1,210 @@
+"""The pointing game: does Grad-CAM's strongest place lie on the object? (Zhang et al. 2018, arXiv 1608.00507)
+
+    python benchmarks/pointing.py RUN [--record]
+
+RUN is a finished run on `shapes`, whose masks say where the object is. Of the test images that its network
+gets right, a map of the true class, smoothed as the pictures are, hits where its maximum lies on the object
+(section 4.1, without a tolerance; the mean over classes of the share of hits). Where several pixels share
+the maximum, their share on the object counts, so that a map without evidence scores as chance.
+
+It is compared with always pointing at the centre of the image; with chance, the mean share of an image that
+the object covers; and with the same architecture under random weights, on the same images and classes: what
+is left there is not what the network has learned (Adebayo et al. 2018, arXiv 1810.03292). Objects of
+`shapes` often lie across the centre, so the images where none does are also counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rows import add_row
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from firstlight import runtime
+from firstlight.data.augment import normalise
+from firstlight.data.images import ImageSet
+from firstlight.insight.gradcam import gradcam
+from firstlight.report.opened import Run
+
+ENDPOINTS = ("layer1", "layer2", "layer3")
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often the maps of one network hit, as fractions. error: the standard error of `hits`.
+
+    off_centre: the same of the images whose object does not cover the centre; None where there is none.
+    empty: the fraction of maps without evidence.
+    """
+
+    grid: str
+    hits: float
+    error: float
+    off_centre: float | None
+    empty: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What needs no map: how often the centre hits, and how much of an image the objects cover."""
+
+    count: int
+    centre: float
+    chance: float
+    off_centre_count: int
+    off_centre_chance: float | None
+
+
+def hits(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return for each of N maps the share of its maximum, once smoothed, that lies on the N×H×W mask."""
+    smooth = F.interpolate(maps[:, None].double(), size=masks.shape[1:], mode="bilinear", align_corners=False)
+    flat = smooth.flatten(1)
+    strongest = flat == flat.amax(1, keepdim=True)
+    return (strongest & masks.flatten(1)).sum(1) / strongest.sum(1)
+
+
+def centre_hits(masks: Tensor) -> Tensor:
+    """Return for each mask the share of the image's middle, one pixel or four, that it covers."""
+    height, width = masks.shape[1:]
+    rows, columns = (slice((side - 1) // 2, side // 2 + 1) for side in (height, width))
+    return masks[:, rows, columns].double().mean(dim=(1, 2))
+
+
+def over_classes(values: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the mean over the classes that occur of their means, and its standard error."""
+    each = [values[labels == label].double() for label in labels.unique()]
+    error = sum(float(of.var(correction=0)) / len(of) for of in each) ** 0.5 / len(each)
+    return statistics.mean(float(of.mean()) for of in each), error
+
+
+def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, endpoint: str) -> Score:
+    """Play the game with the maps of the true classes of normalised images."""
+    found = gradcam(model, images, labels, endpoint)
+    hit, off = hits(found.maps, masks), centre_hits(masks) == 0
+    mean, error = over_classes(hit, labels)
+    return Score(
+        "×".join(map(str, found.maps.shape[1:])),
+        mean,
+        error,
+        over_classes(hit[off], labels[off])[0] if off.any() else None,
+        float(found.empty.double().mean()),
+    )
+
+
+def baseline(labels: Tensor, masks: Tensor) -> Baseline:
+    covered, middle = masks.double().mean(dim=(1, 2)), centre_hits(masks)
+    off = middle == 0
+    return Baseline(
+        len(labels),
+        over_classes(middle, labels)[0],
+        over_classes(covered, labels)[0],
+        int(off.sum()),
+        over_classes(covered[off], labels[off])[0] if off.any() else None,
+    )
+
+
+def rightly_classified(run: Run) -> tuple[Tensor, ImageSet]:
+    """Return the test images that the run's network gets right, normalised and as they are."""
+    _, test = run.recipe.data.load()
+    if test.digest != run.environment["data"]["test_sha256"]:
+        sys.exit(f"{run.folder.path} was tested on other images than are drawn today")
+    if test.masks is None:
+        sys.exit(f"the images of {run.folder.path} have no masks: give a run on shapes")
+    chosen = test.subset(torch.nonzero(run.evaluation.predictions == test.labels).flatten())
+    if not len(chosen):
+        sys.exit(f"the network of {run.folder.path} gets no image right")
+    return normalise(chosen.images, test.mean, test.std), chosen
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--endpoints", nargs="+", default=ENDPOINTS)
+    parser.add_argument("--random", type=int, default=8, help="how many networks of random weights")
+    parser.add_argument("--record", action="store_true", help="append a row per endpoint to results.csv")
+    arguments = parser.parse_args(words)
+
+    run = Run.open(arguments.run)
+    images, chosen = rightly_classified(run)
+    masks, labels = chosen.masks, chosen.labels
+    assert masks is not None
+    plain = baseline(labels, masks)
+    print(
+        f"{plain.count:,} of {len(run.evaluation.labels):,} test images are classified rightly.\n"
+        f"Always the centre: {plain.centre:.1%}; chance: {plain.chance:.1%}.\n"
+        f"{plain.off_centre_count:,} objects do not cover the centre, which there never hits; "
+        f"chance there: {percent(plain.off_centre_chance)}.\n"
+    )
+    print(
+        f"| endpoint | grid | hits | above the centre | random weights, mean of {arguments.random} (sd) "
+        "| off centre | off centre, random weights | maps without evidence |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    networks = []
+    for number in range(arguments.random):
+        with runtime.seeded(number, "random weights"):
+            networks.append(run.recipe.model(len(chosen.classes), chosen.shape[0]))
+    for endpoint in arguments.endpoints:
+        trained = score(run.model, images, labels, masks, endpoint)
+        random = [score(network, images, labels, masks, endpoint) for network in networks]
+        by_chance = statistics.mean(each.hits for each in random)
+        spread = statistics.stdev(each.hits for each in random) if len(random) > 1 else None
+        random_off_centre = mean_of([each.off_centre for each in random])
+        print(
+            f"| {endpoint} | {trained.grid} | {trained.hits:.1%} ± {1.96 * trained.error:.1%} "
+            f"| {100 * (trained.hits - plain.centre):+.1f} points | {by_chance:.1%} ({percent(spread)}) "
+            f"| {percent(trained.off_centre)} | {percent(random_off_centre)} | {trained.empty:.1%} |"
+        )
+        if arguments.record:
+            add_row(
+                {
+                    "script": "benchmarks/pointing.py",
+                    "date": datetime.now(UTC).date().isoformat(),
+                    "hardware": runtime.hardware_name(torch.device("cpu")),
+                    "torch": torch.__version__,
+                    "device": "cpu",
+                    "precision": "fp32",
+                    "recipe": run.recipe.name,
+                    "seed": run.recipe.seed,
+                    "epochs": run.recipe.epochs,
+                    "note": f"pointing game on {plain.count} test images classified rightly, "
+                    f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
+                    "endpoint": endpoint,
+                    "grid": trained.grid,
+                    "pointing": round(trained.hits, 4),
+                    "pointing_error": round(trained.error, 4),
+                    "pointing_centre": round(plain.centre, 4),
+                    "pointing_chance": round(plain.chance, 4),
+                    "pointing_random": round(by_chance, 4),
+                    "pointing_random_sd": rounded(spread),
+                    "pointing_off_centre": rounded(trained.off_centre),
+                    "pointing_off_centre_chance": rounded(plain.off_centre_chance),
+                    "pointing_off_centre_random": rounded(random_off_centre),
+                    "pointing_empty": round(trained.empty, 4),
+                }
+            )
+
+
+if __name__ == "__main__":
+    main()
