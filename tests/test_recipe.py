@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from typing import Any
 
 import pytest
 
 from firstlight.data.augment import Crop, Cutout, FlipLR
 from firstlight.errors import InputError
+from firstlight.job import scored_epochs
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
 from firstlight.run import resolve
@@ -120,3 +123,33 @@ def test_json_without_a_part_says_which() -> None:
     del values["model"]
     with pytest.raises(InputError, match="lacks model"):
         Recipe.from_json(values)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"epochs": 24, "seed": 7},
+        {"peak_lr": 0.4, "weight_decay": 0.001, "cutout.size": 6, "padding": "zero", "width": 32},
+        {"batch_size": 128, "label_smoothing": 0.1, "validation": 1000, "best_on_validation": True},
+    ],
+)
+@pytest.mark.parametrize("epochs", [24, 10])
+def test_the_words_of_a_command_make_the_recipe_again(settings: dict[str, Any], epochs: int) -> None:
+    usual = named("cifar10.assignment")
+    settings = {key: value for key, value in settings.items() if key != "epochs"}
+    wanted = usual.over(epochs).replace(**settings)
+    words = wanted.settings_from(usual)
+    flags = list(zip(words[::2], words[1::2], strict=True))
+    given = {flag: value for flag, value in flags if flag != "--set"}
+    pairs = dict(value.split("=", 1) for flag, value in flags if flag == "--set")
+    again = usual.over(given.get("--epochs", usual.epochs)).replace(seed=given["--seed"], **pairs)
+    assert again == wanted
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 12, 13, 24, 25, 100])
+def test_the_test_curve_has_at_most_twelve_points_and_ends_at_the_end(epochs: int) -> None:
+    points = list(scored_epochs(epochs))
+    assert points[-1] == epochs and points[0] >= 1 and len(points) <= 12
+    assert len({later - earlier for earlier, later in itertools.pairwise(points)}) <= 1
+    assert epochs > 12 or points == list(range(1, epochs + 1))
