@@ -57,6 +57,16 @@ def test_every_image_comes_once_with_draws_of_its_own() -> None:
     assert [drawn.tolist() for drawn in part.draws] == [drawn[5:9].tolist() for drawn in plan.draws]
 
 
+def test_an_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
+    flips = []
+    for epoch in range(4):
+        plan = plan_epoch(image_set(24), (Crop(8, pad=2), FlipLR(alternate=True)), 3, epoch)
+        flips.append(torch.empty_like(plan.draws[1]).scatter_(0, plan.order[:, None], plan.draws[1]))
+    assert torch.equal(flips[1], 1 - flips[0])
+    assert torch.equal(flips[2], flips[0]) and torch.equal(flips[3], flips[1])
+    assert 0 < int(flips[0].sum()) < 24
+
+
 def test_two_of_a_kind_draw_differently() -> None:
     first, second = plan_epoch(image_set(24), (Cutout(2), Cutout(2)), 0, 0).draws
     assert not torch.equal(first, second)

@@ -91,6 +91,20 @@ def test_tta_is_the_mean_of_an_image_and_its_mirror_image() -> None:
     assert not torch.allclose(found.probabilities, evaluate(model, images, CPU).probabilities)
 
 
+def test_a_shift_gives_half_of_the_weight_to_moved_views() -> None:
+    images, model = image_set(12), TinyNet().eval()
+    model.conv.padding = (0, 0)  # so that moving the image matters
+    found = evaluate(model, images, CPU, tta=True, shift=2, batch_size=5)
+    pixels = normalise(images.images, images.mean, images.std)
+    rows = torch.tensor([2, 1, 0, 1, 2, 3, 4, 5])  # the image moved down by two, its edge mirrored
+    down = pixels[:, :, rows][:, :, :, rows]
+    up = pixels[:, :, 7 - rows.flip(0)][:, :, :, 7 - rows.flip(0)]
+    views = ((pixels, 0.25), (down, 0.125), (up, 0.125))
+    expected = sum(weight * (whole(model, x) + whole(model, x.flip(3))) for x, weight in views)
+    torch.testing.assert_close(found.probabilities, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found.probabilities, evaluate(model, images, CPU, tta=True).probabilities)
+
+
 def test_a_lower_precision_gives_nearly_the_same() -> None:
     images, model = image_set(12), TinyNet()
     found = evaluate(model, images, replace(CPU, precision="bf16"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.runtime import stream
-from firstlight.training.optimizers import SGD, Adam, AdamW, OptimizerSpec
+from firstlight.training.optimizers import SGD, Adam, AdamW, Muon, OptimizerSpec, orthogonalised
 
 
 def weight() -> nn.Parameter:
@@ -55,3 +55,61 @@ def test_every_choice_reaches_torch(spec: OptimizerSpec, kind: type, settings: d
     [group] = optimizer.param_groups
     assert {key: group[key] for key in settings} == settings
     assert group["lr"] == 0.25
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (32, 32)])
+def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=stream(0, "matrix"))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalised(1000 * matrix)
+    within = left.T @ found @ right.T
+    values = within.diagonal()
+    assert found.dtype == torch.float32 and found.shape == shape
+    assert float(values.min()) > 0.2 and float(values.max()) < 1.3
+    assert float((within - values.diag()).abs().max()) < 0.02
+    assert float((found - left @ within @ right).norm() / found.norm()) < 0.02
+
+
+def gradients(network: nn.Module, number: int) -> None:
+    for place, parameter in enumerate(network.parameters()):
+        parameter.grad = torch.randn(parameter.shape, generator=stream(number, "gradient", place))
+
+
+def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 4))
+    network[1].weight.requires_grad_(False)
+    kept = [parameter.detach().double() for parameter in network.parameters()]
+    spec = Muon(momentum=0.6, bias_rate=50.0, linear_rate=3.0, other_momentum=0.85, weight_decay=0.1)
+    optimizer = spec(network.parameters(), 0.0)
+    buffers = [torch.zeros_like(parameter) for parameter in kept]
+    factors = [1.0, 0.0, 50.0, 3.0, 50.0]
+    for number in range(3):
+        gradients(network, number)
+        lr = 0.1 / (number + 1)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["rate"]
+        optimizer.step()
+        for place, (weight, factor) in enumerate(zip(kept, factors, strict=True)):
+            if not factor:
+                continue
+            gradient = torch.randn(weight.shape, generator=stream(number, "gradient", place)).double()
+            momentum = 0.6 if place == 0 else 0.85
+            buffers[place] = momentum * buffers[place] + gradient
+            step = gradient + momentum * buffers[place]
+            if place == 0:
+                step = orthogonalised(step.flatten(1)).view_as(step)
+                weight *= 8**0.5 / weight.norm()
+            else:
+                weight *= 1 - lr * 0.1
+            weight -= lr * factor * step
+    for parameter, expected in zip(network.parameters(), kept, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_muon_does_without_filters() -> None:
+    parameter = weight()
+    before = parameter.detach().clone()
+    optimizer = Muon()([parameter], 0.5)
+    parameter.grad = torch.ones(64)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), before - 0.5 * 1.85)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 import firstlight
 from firstlight import runtime
+from firstlight.data.augment import normalise
 from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.kernels.library import path_on
 from firstlight.models.blocks import count_parameters
+from firstlight.models.fast_net import FastNet
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
 from firstlight.report.progress import duration
@@ -29,6 +31,8 @@ from firstlight.training.schedule import OneCycle
 
 _SAMPLES = 8
 """How many training images are kept to show their augmentations."""
+_SEEN_FIRST = 1000
+"""How many training images, at most, a network may see before it is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,11 @@ class Job:
             train, validation = train.split(recipe.validation, runtime.stream(recipe.seed, "validation"))
         batches = Batches(train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine)
         with runtime.seeded(recipe.seed, "weights"):
-            model = machine.place(recipe.model(len(train.classes), train.shape[0]))
+            model = recipe.model(len(train.classes), train.shape[0])
+        if isinstance(model, FastNet):
+            sample = train.images[:: -(-len(train) // _SEEN_FIRST)]
+            model.prepare(normalise(sample, train.mean, train.std))
+        machine.place(model)
         objective = Objective(recipe.label_smoothing, recipe.l1, recipe.clip_norm)
         return cls(recipe, machine, train, validation, test, batches, model, objective)
 

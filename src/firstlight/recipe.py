@@ -15,12 +15,16 @@ from firstlight.data.cifar import Cifar10
 from firstlight.data.shapes import Shapes
 from firstlight.errors import InputError, nearest
 from firstlight.models.custom_resnet import CustomResNetSpec
-from firstlight.training.optimizers import SGD, Adam, AdamW
+from firstlight.models.fast_net import FastNetSpec
+from firstlight.training.optimizers import SGD, Adam, AdamW, Muon
 from firstlight.training.schedule import SHAPES
 
 PARTS: dict[str, type] = {
     part.__name__: part
-    for part in (Crop, FlipLR, Cutout, Cifar10, Shapes, CustomResNetSpec, SGD, Adam, AdamW)
+    for part in (
+        *(Crop, FlipLR, Cutout, Cifar10, Shapes, CustomResNetSpec, FastNetSpec),
+        *(SGD, Adam, AdamW, Muon),
+    )
 }
 """The built-in parts that a recipe may hold; a name in a file resolves to nothing else."""
 
@@ -34,13 +38,14 @@ class Recipe:
     schedule: "linear" or "cosine". clip_norm, average_decay: 0 is off.
     validation: training images held out, stratified; 0 trains on all. best_on_validation: keep the
         weights of the epoch that was best on them, instead of the last.
+    tta_shift: pixels by which test-time augmentation also moves the images; 0 mirrors them only.
     """
 
     name: str
     data: Cifar10 | Shapes
-    model: CustomResNetSpec
+    model: CustomResNetSpec | FastNetSpec
     augment: tuple[Crop | FlipLR | Cutout, ...]
-    optimizer: SGD | Adam | AdamW = SGD()
+    optimizer: SGD | Adam | AdamW | Muon = SGD()
     batch_size: int = 512
     epochs: int = 24
     peak_epoch: float = 5.0
@@ -53,6 +58,7 @@ class Recipe:
     average_decay: float = 0.0
     validation: int = 1000
     best_on_validation: bool = False
+    tta_shift: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +81,7 @@ class Recipe:
             0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}"
         )
         _require(0 <= self.average_decay < 1, f"average_decay must be in [0, 1), not {self.average_decay}")
-        for key in ("l1", "clip_norm", "validation", "seed"):
+        for key in ("l1", "clip_norm", "validation", "tta_shift", "seed"):
             _require(
                 0 <= getattr(self, key) < math.inf, f"{key} must not be negative, but is {getattr(self, key)}"
             )

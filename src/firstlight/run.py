@@ -202,7 +202,10 @@ def _judge(
     """Score the test set with the kept weights, and with each epoch's for the curve; write both."""
     folder = checkpoints.folder
     plain = evaluate(model, job.test, job.machine)
-    mirrored = evaluate(model, job.test, job.machine, tta=True)
+    watch = runtime.Stopwatch(job.machine)
+    watch.start()
+    mirrored = evaluate(model, job.test, job.machine, tta=True, shift=job.recipe.tta_shift)
+    watch.pause()
     contents.write_evaluation(folder, plain, mirrored, job.test)
     curve: list[tuple[float, float] | None] = []
     scored = scored_epochs(len(history))
@@ -221,6 +224,7 @@ def _judge(
     return {
         "test_accuracy": plain.accuracy,
         "test_accuracy_tta": mirrored.accuracy,
+        "tta_seconds": watch.seconds,
         "test_interval_95": list(plain.interval),
         "test_loss": plain.loss,
         "kept_epoch": best.epoch if best else len(history),

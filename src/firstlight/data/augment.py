@@ -89,7 +89,13 @@ class Crop:
 
 @dataclass(frozen=True)
 class FlipLR:
-    """Mirrors the image left to right, with probability one half."""
+    """Mirrors the image left to right, with probability one half.
+
+    alternate: toss the coin for the first epoch only, and mirror what was not mirrored in the epoch
+        before, so that two epochs show every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
+    """
+
+    alternate: bool = False
 
     on_normalised: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("flipped",)

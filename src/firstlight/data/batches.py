@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firstlight.data.augment import Augmentation, augment, normalise
+from firstlight.data.augment import Augmentation, FlipLR, augment, normalise
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.runtime import Machine, stream
@@ -34,8 +34,10 @@ def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: in
     _, height, width = images.shape
     draws = []
     for place, augmentation in enumerate(augmentations):
-        generator = stream(seed, "augment", place, epoch)
-        draws.append(augmentation.sample(len(images), height, width, generator))
+        alternates = isinstance(augmentation, FlipLR) and augmentation.alternate
+        generator = stream(seed, "augment", place, 0 if alternates else epoch)
+        drawn = augmentation.sample(len(images), height, width, generator)
+        draws.append((drawn[order] + epoch) % 2 if alternates else drawn)
         height, width = augmentation.output_size(height, width)
     return Plan(order, tuple(draws))
 

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from firstlight.data.batches import in_order
 from firstlight.data.images import ImageSet
@@ -50,7 +51,7 @@ class Evaluation:
     """A network's answers on a set of at least one image.
 
     labels: int64, N. probabilities: fp32, N×K, rows sum to 1. names: one per image.
-    tta: whether each image was also shown mirrored, and the two probabilities averaged.
+    tta: whether the probabilities are means over several views of each image; see `evaluate`.
     """
 
     classes: tuple[str, ...]
@@ -146,11 +147,19 @@ def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float,
 
 
 def evaluate(
-    model: nn.Module, images: ImageSet, machine: Machine, *, tta: bool = False, batch_size: int = 500
+    model: nn.Module,
+    images: ImageSet,
+    machine: Machine,
+    *,
+    tta: bool = False,
+    shift: int = 0,
+    batch_size: int = 500,
 ) -> Evaluation:
     """Classify every image of a set; the model's mode and statistics are left as they were.
 
     tta: test-time augmentation, the mean of the probabilities of the image and its mirror image.
+    shift: with `tta`, half of the weight goes to the same two views moved by so many pixels towards the
+        top left and the bottom right, edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5).
     Raises InputError where the set is empty.
     """
     if not len(images):
@@ -158,11 +167,21 @@ def evaluate(
     rows = []
     with inference(model), machine.autocast():
         for batch in in_order(images, batch_size, machine):
-            probabilities = torch.softmax(model(batch).float(), dim=1)
-            if tta:
-                probabilities = (probabilities + torch.softmax(model(batch.flip(3)).float(), dim=1)) / 2
-            rows.append(probabilities.cpu())
+            views = _views(batch, shift) if tta else [(batch, 1.0)]
+            parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views]
+            rows.append(torch.stack(parts).sum(0).cpu())
     return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, tta)
+
+
+def _views(images: Tensor, shift: int) -> list[tuple[Tensor, float]]:
+    """Return the views of test-time augmentation with their weights, which add up to 1."""
+    placed = [(images, 1.0)]
+    if shift:
+        height, width = images.shape[2:]
+        padded = F.pad(images, (shift,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last)
+        corners = (padded[:, :, first : first + height, first : first + width] for first in (0, 2 * shift))
+        placed = [(images, 0.5), *((corner, 0.25) for corner in corners)]
+    return [(view, weight / 2) for image, weight in placed for view in (image, image.flip(3))]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,15 +41,9 @@ class Kernels:
     def __bool__(self) -> bool:
         return self.library is not None
 
-    def call(self, name: str, *arguments: Tensor | int | None) -> None:
+    def call(self, name: str, *arguments: Tensor | float | None) -> None:
         """Call an operation; a tensor goes as the address of its first value, an int as a C long."""
-        converted = [
-            ctypes.c_long(argument)
-            if isinstance(argument, int)
-            else ctypes.c_void_p(None if argument is None else argument.data_ptr())
-            for argument in arguments
-        ]
-        self.library[name](*converted)  # type: ignore[index]
+        self.library[name](*map(_in_c, arguments))  # type: ignore[index]
 
 
 @functools.cache
@@ -74,6 +69,16 @@ def path_on(machine: Machine) -> str:
     if machine.precision != "bf16":
         return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
     return load().path
+
+
+def _in_c(argument: Tensor | float | None) -> Any:
+    match argument:
+        case int():
+            return ctypes.c_long(argument)
+        case float():
+            return ctypes.c_float(argument)
+        case _:
+            return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
 class _Unbuilt(Exception):

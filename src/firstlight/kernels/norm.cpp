@@ -1,6 +1,8 @@
-// Batch norm and ReLU as one operation on channels-last bf16 images, [pixel][channel], with its gradient.
+// Batch norm and activation as one operation on channels-last bf16 images, [pixel][channel], with its gradient.
 //
 // Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1. Sums run in fp32 over short stretches and in fp64 over those.
+// The activation is ReLU, or x times the logistic function of `linear` x + `cubic` x^3: SiLU with (1, 0), and GELU in
+// its tanh form with twice the coefficients of that form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
 
 #include <omp.h>
 
@@ -56,10 +58,44 @@ void sum_rows(long rows, long channels, double* first, double* second, Term term
   }
 }
 
-// The gradient that passes the ReLU.
-inline __m512 passed(const bf16* gradient, __m512 z, __m512 scale, __m512 shift) {
-  const __mmask16 positive = _mm512_cmp_ps_mask(_mm512_fmadd_ps(z, scale, shift), _mm512_setzero_ps(), _CMP_GT_OQ);
-  return _mm512_maskz_mov_ps(positive, load(gradient));
+// e^x to 1e-5 of its size, 0 where it underflows: a power of two times a polynomial for the rest, at most half a bit.
+inline __m512 exponential(__m512 x) {
+  const __m512 bits = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 whole = _mm512_roundscale_ps(bits, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = (bits - whole) * _mm512_set1_ps(0.69314718f);
+  __m512 sum = _mm512_set1_ps(1.0f / 120);
+  for (const float term : {1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(term));
+  return _mm512_scalef_ps(sum, whole);
+}
+
+struct Relu {
+  __m512 of(__m512 x) const { return _mm512_max_ps(_mm512_setzero_ps(), x); }
+  __m512 gradient(__m512 x, __m512 g) const {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), g);
+  }
+};
+
+struct Gated {
+  __m512 linear, cubic;
+  // The logistic function by a reciprocal of 14 bits, more than bf16 keeps.
+  __m512 gate(__m512 x) const {
+    const __m512 inner = _mm512_fmadd_ps(cubic * x, x * x, linear * x);
+    return _mm512_rcp14_ps(_mm512_set1_ps(1.0f) + exponential(_mm512_setzero_ps() - inner));
+  }
+  __m512 of(__m512 x) const { return x * gate(x); }
+  __m512 gradient(__m512 x, __m512 g) const {
+    const __m512 s = gate(x), slope = _mm512_fmadd_ps(_mm512_set1_ps(3.0f) * cubic * x, x, linear);
+    return g * _mm512_fmadd_ps(x * slope, s * (_mm512_set1_ps(1.0f) - s), s);
+  }
+};
+
+// Call `use` with the activation that two coefficients stand for; both zero is ReLU.
+template <class Use>
+void with_activation(float linear, float cubic, Use use) {
+  if (linear == 0 && cubic == 0)
+    use(Relu{});
+  else
+    use(Gated{_mm512_set1_ps(linear), _mm512_set1_ps(cubic)});
 }
 
 }  // namespace
@@ -75,38 +111,48 @@ void norm_sums(const bf16* z, long rows, long channels, double* sum, double* squ
   });
 }
 
-// y = max(0, scale z + shift).
-void norm_relu(const bf16* z, const float* scale, const float* shift, bf16* y, long rows, long channels) {
+// y = activation(scale z + shift).
+void norm_activate(const bf16* z, const float* scale, const float* shift, bf16* y, long rows, long channels,
+                   float linear, float cubic) {
+  with_activation(linear, cubic, [=](auto activation) {
 #pragma omp parallel for schedule(static)
-  for (long row = 0; row < rows; row++)
-    for (long c = 0; c < channels; c += 16)
-      store(y + row * channels + c,
-            _mm512_max_ps(_mm512_setzero_ps(), _mm512_fmadd_ps(load(z + row * channels + c), _mm512_loadu_ps(scale + c),
-                                                               _mm512_loadu_ps(shift + c))));
-}
-
-// Each channel's sum of the gradient that passes the ReLU, and of that times z.
-void norm_relu_gradient_sums(const bf16* gradient, const bf16* z, const float* scale, const float* shift, long rows,
-                             long channels, double* sum, double* products) {
-  sum_rows(rows, channels, sum, products, [=](long row, long c, __m512& a, __m512& b) {
-    const __m512 v = load(z + row * channels + c);
-    const __m512 g = passed(gradient + row * channels + c, v, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
-    a = a + g;
-    b = _mm512_fmadd_ps(g, v, b);
+    for (long row = 0; row < rows; row++)
+      for (long c = 0; c < channels; c += 16)
+        store(y + row * channels + c,
+              activation.of(_mm512_fmadd_ps(load(z + row * channels + c), _mm512_loadu_ps(scale + c),
+                                            _mm512_loadu_ps(shift + c))));
   });
 }
 
-// out = scale x (the gradient that passes the ReLU) + slope z + offset: the gradient of z.
-void norm_relu_gradient(const bf16* gradient, const bf16* z, const float* scale, const float* shift, const float* slope,
-                        const float* offset, bf16* out, long rows, long channels) {
+// Each channel's sum of the gradient that passes the activation, and of that times z.
+void norm_activate_gradient_sums(const bf16* gradient, const bf16* z, const float* scale, const float* shift,
+                                 long rows, long channels, double* sum, double* products, float linear, float cubic) {
+  with_activation(linear, cubic, [=](auto activation) {
+    sum_rows(rows, channels, sum, products, [=](long row, long c, __m512& a, __m512& b) {
+      const __m512 v = load(z + row * channels + c);
+      const __m512 x = _mm512_fmadd_ps(v, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
+      const __m512 g = activation.gradient(x, load(gradient + row * channels + c));
+      a = a + g;
+      b = _mm512_fmadd_ps(g, v, b);
+    });
+  });
+}
+
+// out = scale x (the gradient that passes the activation) + slope z + offset: the gradient of z.
+void norm_activate_gradient(const bf16* gradient, const bf16* z, const float* scale, const float* shift,
+                            const float* slope, const float* offset, bf16* out, long rows, long channels, float linear,
+                            float cubic) {
+  with_activation(linear, cubic, [=](auto activation) {
 #pragma omp parallel for schedule(static)
-  for (long row = 0; row < rows; row++)
-    for (long c = 0; c < channels; c += 16) {
-      const __m512 v = load(z + row * channels + c), s = _mm512_loadu_ps(scale + c);
-      const __m512 g = passed(gradient + row * channels + c, v, s, _mm512_loadu_ps(shift + c));
-      const __m512 rest = _mm512_fmadd_ps(_mm512_loadu_ps(slope + c), v, _mm512_loadu_ps(offset + c));
-      store(out + row * channels + c, _mm512_fmadd_ps(s, g, rest));
-    }
+    for (long row = 0; row < rows; row++)
+      for (long c = 0; c < channels; c += 16) {
+        const __m512 v = load(z + row * channels + c), s = _mm512_loadu_ps(scale + c);
+        const __m512 x = _mm512_fmadd_ps(v, s, _mm512_loadu_ps(shift + c));
+        const __m512 g = activation.gradient(x, load(gradient + row * channels + c));
+        const __m512 rest = _mm512_fmadd_ps(_mm512_loadu_ps(slope + c), v, _mm512_loadu_ps(offset + c));
+        store(out + row * channels + c, _mm512_fmadd_ps(s, g, rest));
+      }
+  });
 }
 
 }  // extern "C"

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from firstlight.errors import InputError
 from firstlight.kernels import convolution, normalisation
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": partial(nn.GELU, approximate="tanh"),
+}
+
+
+def check_activation(name: str) -> None:
+    """Raise InputError where no activation has this name."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"unknown activation {name!r}", f"Known: {', '.join(ACTIVATIONS)}.")
 
 
 class ConvBlock(nn.Sequential):
-    """3×3 convolution (stride 1, padding 1) → optional 2×2 max-pool → batch norm → ReLU.
+    """3×3 convolution (stride 1, padding 1) → optional 2×2 max-pool → batch norm → activation.
+
+    activation: a name of `ACTIVATIONS`.
+    identity: start with filters that hand the first channels on as they are, the others random
+        (`nn.init.dirac_`), so that at first much of the image reaches every depth.
+    norm_scale: whether batch norm learns a factor for each channel; the offset is always learned.
+    momentum: of batch norm's running statistics, as torch counts it.
 
     In bf16 on a CPU that they fit, `firstlight.kernels` compute the same in fewer steps.
     """
@@ -22,22 +42,40 @@ class ConvBlock(nn.Sequential):
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
 
-    def __init__(self, inputs: int, outputs: int, *, pool: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        pool: bool = False,
+        activation: str = "relu",
+        identity: bool = False,
+        norm_scale: bool = True,
+        momentum: float = 0.1,
+    ) -> None:
+        check_activation(activation)
         layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))]
         if pool:
             layers.append(("pool", nn.MaxPool2d(2)))
-        layers += [("norm", nn.BatchNorm2d(outputs)), ("relu", nn.ReLU())]
+        layers += [
+            ("norm", nn.BatchNorm2d(outputs, momentum=momentum)),
+            (activation, ACTIVATIONS[activation]()),
+        ]
         super().__init__(OrderedDict(layers))
         self.pooled = pool
+        self.norm.weight.requires_grad_(norm_scale)
+        if identity:
+            nn.init.dirac_(self.conv.weight.data[:inputs])
 
     def forward(self, x: Tensor) -> Tensor:
+        activation = self[-1]
         fused = self._takes_kernels(x)
         if fused and convolution.serves(self.conv, x):
             x = convolution.convolve(x, self.conv.weight, pool=self.pooled)
-            return normalisation.norm_relu(x, self.norm)
+            return normalisation.norm_activate(x, self.norm, activation)
         for layer in self:
             if fused and layer is self.norm:
-                return normalisation.norm_relu(x, self.norm)
+                return normalisation.norm_activate(x, self.norm, activation)
             x = layer(x)
         return x
 
@@ -45,7 +83,7 @@ class ConvBlock(nn.Sequential):
         # Whoever hooks a layer wants to see it at work.
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self)
         in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        return in_bf16 and not hooked and normalisation.serves(self.norm, x)
+        return in_bf16 and not hooked and normalisation.serves(self.norm, self[-1], x)
 
 
 class Residual(nn.Module):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import ConvBlock, Residual
+from firstlight.models.blocks import ConvBlock, Residual, check_activation
 
 
 class CustomResNet(nn.Module):
@@ -18,6 +19,7 @@ class CustomResNet(nn.Module):
     bias: whether the linear layer has one.
     logit_scale: a constant factor on the logits, which softens the softmax at the start of training
         (0.125 in davidcpage/cifar10-fast, where this network comes from).
+    activation, identity, norm_scale: as in `ConvBlock`.
     """
 
     def __init__(
@@ -28,20 +30,24 @@ class CustomResNet(nn.Module):
         channels: int = 3,
         bias: bool = True,
         logit_scale: float = 1.0,
+        activation: str = "relu",
+        identity: bool = False,
+        norm_scale: bool = True,
     ) -> None:
         super().__init__()
         if num_classes < 2 or width < 1 or channels < 1:
             raise InputError(f"no network of {num_classes} classes, width {width} and {channels} channels")
         self.logit_scale = logit_scale
-        self.prep = ConvBlock(channels, width)
+        block = partial(ConvBlock, activation=activation, identity=identity, norm_scale=norm_scale)
+        self.prep = block(channels, width)
         self.layer1 = nn.Sequential(
-            ConvBlock(width, 2 * width, pool=True),
-            Residual(nn.Sequential(ConvBlock(2 * width, 2 * width), ConvBlock(2 * width, 2 * width))),
+            block(width, 2 * width, pool=True),
+            Residual(nn.Sequential(block(2 * width, 2 * width), block(2 * width, 2 * width))),
         )
-        self.layer2 = ConvBlock(2 * width, 4 * width, pool=True)
+        self.layer2 = block(2 * width, 4 * width, pool=True)
         self.layer3 = nn.Sequential(
-            ConvBlock(4 * width, 8 * width, pool=True),
-            Residual(nn.Sequential(ConvBlock(8 * width, 8 * width), ConvBlock(8 * width, 8 * width))),
+            block(4 * width, 8 * width, pool=True),
+            Residual(nn.Sequential(block(8 * width, 8 * width), block(8 * width, 8 * width))),
         )
         self.pool = nn.MaxPool2d(4)
         self.linear = nn.Linear(8 * width, num_classes, bias=bias)
@@ -70,12 +76,14 @@ class CustomResNetSpec:
     width: int = 64
     bias: bool = True
     logit_scale: float = 1.0
+    activation: str = "relu"
+    identity: bool = False
+    norm_scale: bool = True
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise InputError(f"width must be at least 1, not {self.width}")
+        check_activation(self.activation)
 
     def __call__(self, num_classes: int, channels: int = 3) -> CustomResNet:
-        return CustomResNet(
-            num_classes, width=self.width, channels=channels, bias=self.bias, logit_scale=self.logit_scale
-        )
+        return CustomResNet(num_classes, channels=channels, **vars(self))

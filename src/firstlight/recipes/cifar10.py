@@ -5,8 +5,9 @@ from __future__ import annotations
 from firstlight.data.augment import Crop, Cutout, FlipLR
 from firstlight.data.cifar import Cifar10
 from firstlight.models.custom_resnet import CustomResNetSpec
+from firstlight.models.fast_net import FastNetSpec
 from firstlight.recipe import Recipe
-from firstlight.training.optimizers import SGD
+from firstlight.training.optimizers import SGD, Muon
 
 
 def assignment() -> Recipe:
@@ -24,4 +25,26 @@ def assignment() -> Recipe:
         epochs=24,
         peak_epoch=5,
         validation=0,
+    )
+
+
+def fast() -> Recipe:
+    """The most accuracy per second: 94 % with test-time augmentation in eight epochs of a plain network.
+
+    After airbench94_muon (KellerJordan/cifar10-airbench), for a CPU.
+    """
+    return Recipe(
+        name="cifar10.fast",
+        data=Cifar10(),
+        model=FastNetSpec(),
+        augment=(Crop(32, pad=2, padding="reflect"), FlipLR(alternate=True)),
+        optimizer=Muon(bias_rate=220.0, linear_rate=11.0, weight_decay=0.05),
+        batch_size=1000,
+        epochs=8,
+        peak_epoch=0.02,
+        peak_lr=0.2,
+        min_lr=0.001,
+        label_smoothing=0.2,
+        validation=0,
+        tta_shift=1,
     )

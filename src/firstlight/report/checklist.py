@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from firstlight.data.augment import Augmentation, Crop, Cutout, FlipLR
 from firstlight.models.blocks import Layer
 from firstlight.models.blocks import layers as layers_of
+from firstlight.models.custom_resnet import CustomResNetSpec
 from firstlight.recipe import Recipe
 from firstlight.runtime import seeded
 from firstlight.training.history import History
+from firstlight.training.optimizers import Muon
 from firstlight.training.schedule import OneCycle
 
 _CBR = ("conv", "batch norm", "ReLU")
@@ -44,8 +46,11 @@ def checklist(
     """Compare a recipe and its network's layers with the assignment, line by line.
 
     history, schedule: of a finished run, which is then held to the same lines. A narrower network and
-    another set of images pass, since the course's topology and schedule are what is compared.
+    another set of images pass, since the course's topology and schedule are what is compared. A recipe for
+    another network does not want to be the assignment: it has no lines.
     """
+    if not isinstance(recipe.model, CustomResNetSpec):
+        return []
     done = history is not None and len(history) == recipe.epochs and schedule is not None
     rates = [epoch.lr for epoch in history or ()]
     peaks = done and rates.index(max(rates)) + 1 == round(recipe.peak_epoch)
@@ -85,7 +90,7 @@ def free_choices(
     recipe: Recipe, precision: str = "bf16 where that is faster here, else fp32"
 ) -> dict[str, str]:
     """List what the assignment leaves free, and what the recipe chose."""
-    optimizer = recipe.optimizer
+    optimizer, model = recipe.optimizer, recipe.model
     settings = ", ".join(
         f"{key.replace('_', ' ')} {value:g}"
         if not isinstance(value, bool)
@@ -95,17 +100,37 @@ def free_choices(
     )
     padding = ", ".join(part.padding for part in recipe.augment if isinstance(part, Crop)) or "none"
     return {
+        **_plan(recipe),
         "optimizer": f"{type(optimizer).__name__}, {settings}",
-        "weight decay": f"{optimizer.weight_decay:g}, on all weights",
+        "weight decay": f"{optimizer.weight_decay:g}, on all weights"
+        + (" but filters" if isinstance(optimizer, Muon) else ""),
         "L1": f"{recipe.l1:g}",
         "label smoothing": f"{recipe.label_smoothing:g}",
         "gradient clipping": f"{recipe.clip_norm:g}" if recipe.clip_norm else "none",
-        "initialisation": "torch's own (Kaiming uniform)",
-        "bias in the linear layer": "yes" if recipe.model.bias else "no",
-        "logit scale": f"{recipe.model.logit_scale:g}",
+        "averaging of weights": f"decay {recipe.average_decay:g} a step" if recipe.average_decay else "none",
+        "activation": model.activation,
+        "initialisation": "torch's own (Kaiming uniform)"
+        + (", the first filters of each layer the identity" if model.identity else ""),
+        "batch norm": "scale and offset learned" if model.norm_scale else "offset learned, scale 1",
+        "bias in the linear layer": "yes" if isinstance(model, CustomResNetSpec) and model.bias else "no",
+        "logit scale": f"{model.logit_scale:g}",
         "padding mode": padding,
         "validation images": f"{recipe.validation:,}" if recipe.validation else "none, nothing is chosen",
         "precision": precision,
+    }
+
+
+def _plan(recipe: Recipe) -> dict[str, str]:
+    """Say of a recipe for another network what the checklist would have said."""
+    if isinstance(recipe.model, CustomResNetSpec):
+        return {}
+    rates = (recipe.peak_lr, recipe.min_lr)
+    peak, low = ("found" if rate is None else f"{rate:g}" for rate in rates)
+    return {
+        "transforms": " → ".join(map(_in_words, recipe.augment)),
+        "batch size": f"{recipe.batch_size}",
+        "schedule": f"{recipe.epochs} epochs, {recipe.schedule}, to a rate of {peak} at epoch "
+        f"{recipe.peak_epoch:.3g}, down to {low}",
     }
 
 
@@ -114,7 +139,7 @@ def _in_words(part: Augmentation) -> str:
         case Crop():
             return f"RandomCrop {part.size}×{part.size} after padding of {part.pad}"
         case FlipLR():
-            return "FlipLR"
+            return "FlipLR, alternating" if part.alternate else "FlipLR"
         case Cutout():
             return f"CutOut {part.size}×{part.size} filled with the mean"
         case _:
@@ -171,15 +196,14 @@ def recipe_lines(recipe: Recipe, purpose: str) -> list[str]:
         rows = layers_of(recipe.model(len(recipe.data.classes), shape[0]), shape)
     free = free_choices(recipe)
     width = max(map(len, free))
+    fixed = [f"  {line}" for line in checklist(recipe, rows)]
     return [
         f"{recipe.name}: {purpose}",
         "",
         f"The network, for an image of {'×'.join(map(str, shape))}",
         *(f"  {line}" for line in layer_table(rows)),
         "",
-        "Fixed by the assignment (☐ is ticked by the run)",
-        *(f"  {line}" for line in checklist(recipe, rows)),
-        "",
-        "Free, and chosen here",
+        *(["Fixed by the assignment (☐ is ticked by the run)", *fixed, ""] if fixed else []),
+        "Free, and chosen here" if fixed else "Chosen here",
         *(f"  {key:{width}}  {value}" for key, value in free.items()),
     ]

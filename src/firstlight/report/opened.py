@@ -143,7 +143,9 @@ class Run:
         if images.classes != self.data.classes or images.shape != self.data.shape:
             raise InputError("these images have other classes or another size than the run's")
         machine = runtime.prepare(device, precision)
-        evaluation = evaluate_network(machine.place(self.model), images, machine, tta=tta)
+        evaluation = evaluate_network(
+            machine.place(self.model), images, machine, tta=tta, shift=self.recipe.tta_shift
+        )
         self.model.cpu()
         return evaluation
 

@@ -111,7 +111,7 @@ def train_step(
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
     with machine.autocast():
         logits = model(images)
     loss = objective(logits, labels)

@@ -1,0 +1,103 @@
+"""Try changes to a recipe on images held out of training; the test set is not read.
+
+    python benchmarks/choose.py cifar10.fast --data-dir DIR [--seeds 0 1] [--held-out 5000]
+        [--try "peak_lr=0.3"] [--try "batch_size=500 peak_lr=0.1"] [--record]
+
+Every variant is trained from each seed on the same 50,000 - N training images, in the same order and with
+the same draws where the variant leaves them alone, and scored on the other N. The recipe as it stands comes
+first. With --record each run becomes a row of choices.csv, which LOG.md refers to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rows import add_row
+
+from firstlight import runtime
+from firstlight.insight.evaluation import evaluate
+from firstlight.job import Job, resolve
+from firstlight.runtime import Machine
+from firstlight.training.loop import TrainState, fit
+
+CHOICES = Path(__file__).with_name("choices.csv")
+
+
+def score(job: Job) -> dict[str, float]:
+    """Train, and return accuracies on the held-out images and the seconds of training."""
+    recipe, machine = job.recipe, job.machine
+    assert job.validation is not None
+    state = TrainState.create(job.model, recipe.optimizer, machine, average_decay=recipe.average_decay)
+    schedule = job.schedule(None)
+    for tick in fit(
+        state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=job.objective
+    ):
+        if tick.epoch is not None:
+            print(f"  {tick.epoch}", flush=True)
+    plain = evaluate(state.trained, job.validation, machine)
+    several = evaluate(state.trained, job.validation, machine, tta=True, shift=recipe.tta_shift)
+    return {
+        "accuracy": plain.accuracy,
+        "accuracy_tta": several.accuracy,
+        "loss": plain.loss,
+        "loss_tta": several.loss,
+        "train_seconds": state.seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--data-dir", type=Path, help="where the data is; the cache otherwise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--held-out", type=int, default=5000)
+    parser.add_argument("--try", dest="variants", action="append", default=[], metavar="SETTINGS")
+    parser.add_argument("--only", action="store_true", help="leave out the recipe as it stands")
+    parser.add_argument("--record", action="store_true", help="append rows to choices.csv")
+    arguments = parser.parse_args()
+    machine = runtime.prepare()
+    base = resolve(arguments.recipe, validation=arguments.held_out)
+    train, test = base.data.load(arguments.data_dir)
+    nothing = test.subset(torch.arange(0))  # so that nothing here can look at it
+    variants = arguments.variants if arguments.only else ["", *arguments.variants]
+    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+    for seed in arguments.seeds:
+        for variant in variants:
+            settings = dict(word.split("=", 1) for word in variant.split())
+            job = Job.on(train, nothing, resolve(base, seed=seed, **settings), machine)
+            print(f"seed {seed}: {variant or 'as it stands'}", flush=True)
+            found = score(job)
+            scores[variant].append(found)
+            print("  " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()), flush=True)
+            if arguments.record:
+                add_row(_row(base.name, variant, seed, arguments.held_out, found, machine), CHOICES)
+    print("\n| change | n | accuracy | with TTA | loss | seconds |\n| --- | --- | --- | --- | --- | --- |")
+    for variant, runs in scores.items():
+        mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
+        print(
+            f"| {variant or 'as it stands'} | {len(runs)} | {mean['accuracy']:.2%} "
+            f"| {mean['accuracy_tta']:.2%} | {mean['loss']:.4f} | {mean['train_seconds']:.0f} |"
+        )
+
+
+def _row(
+    recipe: str, variant: str, seed: int, held_out: int, found: dict[str, float], machine: Machine
+) -> dict[str, str | int | float]:
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "recipe": recipe,
+        "change": variant,
+        "seed": seed,
+        "held_out": held_out,
+        **{key: round(value, 5) for key, value in found.items()},
+        "hardware": machine.hardware,
+        "precision": machine.precision,
+    }
+
+
+if __name__ == "__main__":
+    main()
