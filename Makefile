@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # More words for pytest (make test) or for the benchmark (make bench).
 ARGS ?=
-SCRIPT ?= benchmarks/input_pipeline.py
+SCRIPT ?= benchmarks/reference.py
 
 venv := .venv/bin/python
 heading = @printf '\n== %s ==\n'

@@ -55,10 +55,13 @@ def spread(values: Tensor, places: Tensor) -> Tensor:
 
 # Batches, channels and sides at which blocks of tiles, of channels and of pairs come out uneven.
 SHAPES = [(3, 16, 32, 8, 6), (1, 32, 16, 2, 4), (5, 48, 80, 4, 4), (7, 64, 64, 6, 2), (2, 128, 64, 16, 16)]
+ODD = [(3, 16, 32, 7, 6), (5, 48, 16, 3, 3), (2, 32, 80, 2, 5), (4, 64, 64, 1, 1)]
 
 
-@pytest.mark.parametrize(("count", "inputs", "outputs", "height", "width"), SHAPES)
-@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs", "height", "width", "pool"),
+    [(*shape, pool) for shape in SHAPES for pool in (False, True)] + [(*shape, False) for shape in ODD],
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_convolution_and_its_gradients_equal_the_plain_ones(
     count: int, inputs: int, outputs: int, height: int, width: int, pool: bool, threads: int, compiled: None
@@ -182,7 +185,7 @@ def test_a_block_takes_them_in_bf16_alone(compiled: None, monkeypatch: pytest.Mo
 
 
 def odd_side() -> tuple[nn.Module, Tensor]:
-    return ConvBlock(16, 16), drawn("images", 2, 16, 7, 8)
+    return ConvBlock(16, 16, pool=True), drawn("images", 2, 16, 7, 8)
 
 
 def few_channels() -> tuple[nn.Module, Tensor]:

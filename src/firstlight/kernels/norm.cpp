@@ -64,7 +64,8 @@ inline __m512 exponential(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(bits, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 rest = (bits - whole) * _mm512_set1_ps(0.69314718f);
   __m512 sum = _mm512_set1_ps(1.0f / 120);
-  for (const float term : {1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(term));
+  for (const float term : {1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(term));
   return _mm512_scalef_ps(sum, whole);
 }
 
@@ -125,8 +126,8 @@ void norm_activate(const bf16* z, const float* scale, const float* shift, bf16* 
 }
 
 // Each channel's sum of the gradient that passes the activation, and of that times z.
-void norm_activate_gradient_sums(const bf16* gradient, const bf16* z, const float* scale, const float* shift,
-                                 long rows, long channels, double* sum, double* products, float linear, float cubic) {
+void norm_activate_gradient_sums(const bf16* gradient, const bf16* z, const float* scale, const float* shift, long rows,
+                                 long channels, double* sum, double* products, float linear, float cubic) {
   with_activation(linear, cubic, [=](auto activation) {
     sum_rows(rows, channels, sum, products, [=](long row, long c, __m512& a, __m512& b) {
       const __m512 v = load(z + row * channels + c);

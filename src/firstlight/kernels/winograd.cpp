@@ -8,7 +8,8 @@
 // A 2x2 tile of outputs is also a window of a 2x2 max-pool, so pooling costs no pass over memory: only the largest of
 // the four is written, with its place (0 to 3) as one byte, and the gradient is spread again while it is read.
 //
-// Names: N images of H x W (both even), C channels, T tiles in a block, f one of the 16 places of a transformed patch.
+// Names: N images of H x W (both even where they are pooled), C channels, T tiles in a block, f one of the 16 places of
+// a transformed patch.
 
 #include <algorithm>
 #include <cstring>
@@ -25,6 +26,15 @@ struct Images {
   const bf16* values;
   const uint8_t* places;
   long H, W, C;
+  // Tiles of 2x2 outputs; of a side of odd length the last one is half empty.
+  long down() const { return (H + 1) / 2; }
+  long across() const { return (W + 1) / 2; }
+};
+
+// Where the four pixels of tile t's outputs lie in the gradient of the outputs; beyond the border they are zeros.
+struct Window {
+  const bf16* values[4];
+  const uint8_t* places;
 };
 
 // Where the 16 pixels of tile t's patch lie; beyond the border they are zeros.
@@ -34,7 +44,7 @@ struct Patch {
 };
 
 void locate(const Images& x, long t, const bf16* zeros, Patch& patch) {
-  const long across = x.W / 2, down = x.H / 2;
+  const long across = x.across(), down = x.down();
   const long n = t / (across * down);
   const long top = t / across % down * 2 - 1, left = t % across * 2 - 1;
   for (long i = 0; i < 4; i++)
@@ -117,16 +127,23 @@ void transform_image_pairs(const Images& x, long first, long begin, long end, lo
   }
 }
 
-// 16 channels of A y A' for the 2x2 gradients of tile t.
-inline void transform_gradient(const Images& y, long t, long c, __m512 (&out)[kPlaces]) {
-  __m512 g[4];
-  if (y.places) {
-    for (long i = 0; i < 4; i++) g[i] = at_place(y.values + t * y.C + c, y.places + t * y.C + c, i);
-  } else {
-    const long across = y.W / 2;
-    const long top = t / across * 2, left = t % across * 2;  // H is even, so rows may be counted through all images
-    for (long i = 0; i < 4; i++) g[i] = load(y.values + ((top + i / 2) * y.W + left + i % 2) * y.C + c);
+void locate(const Images& y, long t, const bf16* zeros, Window& window) {
+  window.places = y.places ? y.places + t * y.C : nullptr;
+  const long across = y.across(), down = y.down();
+  const long n = t / (across * down), top = t / across % down * 2, left = t % across * 2;
+  for (long i = 0; i < 4; i++) {
+    const long h = top + i / 2, w = left + i % 2;
+    const bf16* pixel = y.places ? y.values + t * y.C : y.values + ((n * y.H + h) * y.W + w) * y.C;
+    window.values[i] = h < y.H && w < y.W ? pixel : zeros;
   }
+}
+
+// 16 channels of A y A' for the 2x2 gradients of a tile.
+inline void transform_gradient(const Window& window, long c, __m512 (&out)[kPlaces]) {
+  __m512 g[4];
+#pragma GCC unroll 4
+  for (long i = 0; i < 4; i++)
+    g[i] = window.places ? at_place(window.values[i] + c, window.places + c, i) : load(window.values[i] + c);
   __m512 a[8];
 #pragma GCC unroll 2
   for (long j = 0; j < 2; j++) {
@@ -145,21 +162,25 @@ inline void transform_gradient(const Images& y, long t, long c, __m512 (&out)[kP
 }
 
 // [f][channels / 16 V][tile / 2][16 V][2]: the right side of the same product.
-void transform_gradient_pairs(const Images& y, long first, long begin, long end, long tiles, long V, bf16* out,
-                              long plane) {
+void transform_gradient_pairs(const Images& y, long first, long begin, long end, long tiles, long V, const bf16* zeros,
+                              bf16* out, long plane) {
   const long pairs = (tiles + 1) / 2, width = 16 * V;
-  for (long t = begin; t < end; t += 2)
+  Window window, other;
+  for (long t = begin; t < end; t += 2) {
+    locate(y, first + t, zeros, window);
+    if (t + 1 < tiles) locate(y, first + t + 1, zeros, other);
     for (long c = 0; c < y.C; c += 16) {
       __m512 v[kPlaces], w[kPlaces];
-      transform_gradient(y, first + t, c, v);
+      transform_gradient(window, c, v);
       if (t + 1 < tiles)
-        transform_gradient(y, first + t + 1, c, w);
+        transform_gradient(other, c, w);
       else
         std::fill(w, w + kPlaces, _mm512_setzero_ps());
       bf16* to = out + ((c / width * pairs + t / 2) * width + c % width) * 2;
 #pragma GCC unroll 16
       for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, v[f], w[f]);
     }
+  }
 }
 
 // 16 channels of A' m A; m's planes lie `plane` apart.
@@ -251,8 +272,8 @@ void transform_filters(const float* filters, bf16* out, long inputs, long output
 void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16* y, uint8_t* places_out, long N,
               long H, long W, long inputs, long outputs) {
   const Images images{x, places_in, H, W, inputs};
-  const long V = vectors_of(outputs), width = 16 * V, across = W / 2;
-  const long all = N * (H / 2) * across, filter_plane = inputs * width;
+  const long V = vectors_of(outputs), width = 16 * V, across = images.across(), down = images.down();
+  const long all = N * down * across, filter_plane = inputs * width;
   const long block = block_of(inputs);
   // Planes one cache line further apart than a power of two do not compete for the same places in the cache.
   const long plane = block * inputs + 32, sum_plane = block * width + 16;
@@ -276,7 +297,8 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
           multiply<false>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
                           filters + (o / width * kPlaces + f) * filter_plane, inputs / 2, m + f * sum_plane, width);
         for (long t = 0; t < tiles; t++) {
-          const long tile = first + t, top = tile / across * 2, left = tile % across * 2;
+          const long tile = first + t, top = tile / across % down * 2, left = tile % across * 2;
+          const long corner = (tile / (across * down) * H + top) * W + left;
           for (long c = 0; c < width; c += 16) {
             __m512 out[4];
             transform_back(m + t * width + c, sum_plane, out);
@@ -285,8 +307,8 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
               __m128i place = _mm_setzero_si128();
               for (long i = 1; i < 4; i++) {
                 // What is not a number counts as the largest, so that a diverging run is seen to diverge.
-                const __mmask16 larger = _mm512_cmp_ps_mask(out[i], largest, _CMP_GT_OQ) |
-                                         _mm512_cmp_ps_mask(out[i], out[i], _CMP_UNORD_Q);
+                const __mmask16 larger =
+                    _mm512_cmp_ps_mask(out[i], largest, _CMP_GT_OQ) | _mm512_cmp_ps_mask(out[i], out[i], _CMP_UNORD_Q);
                 largest = _mm512_mask_mov_ps(largest, larger, out[i]);
                 place = _mm_mask_mov_epi8(place, larger, _mm_set1_epi8(static_cast<char>(i)));
               }
@@ -294,7 +316,9 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
               store(y + at, largest);
               _mm_storeu_si128(reinterpret_cast<__m128i*>(places_out + at), place);
             } else {
-              for (long i = 0; i < 4; i++) store(y + ((top + i / 2) * W + left + i % 2) * outputs + o + c, out[i]);
+              for (long i = 0; i < 4; i++)
+                if (top + i / 2 < H && left + i % 2 < W)
+                  store(y + (corner + i / 2 * W + i % 2) * outputs + o + c, out[i]);
             }
           }
         }
@@ -315,7 +339,7 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
                               float* gradient, long N, long H, long W, long inputs, long outputs) {
   const Images images{x, nullptr, H, W, inputs}, gradients{y, places, H, W, outputs};
   const long V = vectors_of(outputs), width = 16 * V, slice = 16;
-  const long all = N * (H / 2) * (W / 2), size = inputs * outputs;
+  const long all = N * images.down() * images.across(), size = inputs * outputs;
   const long block = gradient_block(inputs, outputs);
   const long plane = block * inputs + 32, gradient_plane = block * outputs + 32;
   bf16* const v = work;
@@ -323,15 +347,15 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
 #pragma omp parallel
   {
     static thread_local Scratch<bf16> nothing;
-    bf16* zeros = nothing.of(inputs);
-    std::memset(zeros, 0, inputs * sizeof(bf16));
+    bf16* zeros = nothing.of(std::max(inputs, outputs));
+    std::memset(zeros, 0, std::max(inputs, outputs) * sizeof(bf16));
     for (long first = 0; first < all; first += block) {
       const long tiles = std::min(block, all - first), pairs = (tiles + 1) / 2;
 #pragma omp for schedule(dynamic)
       for (long begin = 0; begin < tiles; begin += slice) {
         const long end = std::min(begin + slice, tiles);
         transform_image_pairs(images, first, begin, end, tiles, zeros, v, plane);
-        transform_gradient_pairs(gradients, first, begin, end, tiles, V, g, gradient_plane);
+        transform_gradient_pairs(gradients, first, begin, end, tiles, V, zeros, g, gradient_plane);
       }
       // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
 #pragma omp for collapse(2) schedule(dynamic)

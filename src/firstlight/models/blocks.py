@@ -70,7 +70,7 @@ class ConvBlock(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         activation = self[-1]
         fused = self._takes_kernels(x)
-        if fused and convolution.serves(self.conv, x):
+        if fused and convolution.serves(self.conv, x, pool=self.pooled):
             x = convolution.convolve(x, self.conv.weight, pool=self.pooled)
             return normalisation.norm_activate(x, self.norm, activation)
         for layer in self:
