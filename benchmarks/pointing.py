@@ -1,6 +1,6 @@
-"""The pointing game: does Grad-CAM's strongest place lie on the object? (Zhang et al. 2018, arXiv 1608.00507)
+"""The pointing game: does a map's strongest place lie on the object? (Zhang et al. 2018, arXiv 1608.00507)
 
-    python benchmarks/pointing.py RUN [--record]
+    python benchmarks/pointing.py RUN [--methods gradcam layercam] [--record]
 
 RUN is a finished run on `shapes`, whose masks say where the object is. Of the test images that its network
 gets right, a map of the true class, smoothed as the pictures are, hits where its maximum lies on the object
@@ -10,12 +10,14 @@ the maximum, their share on the object counts, so that a map without evidence sc
 It is compared with always pointing at the centre of the image; with chance, the mean share of an image that
 the object covers; and with the same architecture under random weights, on the same images and classes: what
 is left there is not what the network has learned (Adebayo et al. 2018, arXiv 1810.03292). Objects of
-`shapes` often lie across the centre, so the images where none does are also counted apart.
+`shapes` often lie across the centre, so the images where none does are also counted apart; and a run with
+smaller objects (`firstlight train shapes.demo --set object_size=50`) has a centre that knows little.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -31,7 +33,8 @@ from torch.nn import functional as F
 from firstlight import runtime
 from firstlight.data.augment import normalise
 from firstlight.data.images import ImageSet
-from firstlight.insight.gradcam import gradcam
+from firstlight.data.shapes import Shapes
+from firstlight.insight.gradcam import METHODS, gradcam
 from firstlight.report.opened import Run
 
 ENDPOINTS = ("layer1", "layer2", "layer3")
@@ -85,9 +88,16 @@ def over_classes(values: Tensor, labels: Tensor) -> tuple[float, float]:
     return statistics.mean(float(of.mean()) for of in each), error
 
 
-def score(model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, endpoint: str) -> Score:
+def score(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    masks: Tensor,
+    endpoint: str,
+    method: str = "gradcam",
+) -> Score:
     """Play the game with the maps of the true classes of normalised images."""
-    found = gradcam(model, images, labels, endpoint)
+    found = gradcam(model, images, labels, endpoint, method=method)
     hit, off = hits(found.maps, masks), centre_hits(masks) == 0
     mean, error = over_classes(hit, labels)
     return Score(
@@ -141,8 +151,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--endpoints", nargs="+", default=ENDPOINTS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["gradcam"])
     parser.add_argument("--random", type=int, default=8, help="how many networks of random weights")
-    parser.add_argument("--record", action="store_true", help="append a row per endpoint to results.csv")
+    parser.add_argument("--record", action="store_true", help="append a row per map to results.csv")
     arguments = parser.parse_args(words)
 
     run = Run.open(arguments.run)
@@ -150,29 +161,33 @@ def main(words: Sequence[str] | None = None) -> None:
     masks, labels = chosen.masks, chosen.labels
     assert masks is not None
     plain = baseline(labels, masks)
+    assert isinstance(run.recipe.data, Shapes)
+    size = run.recipe.data.object_size
     print(
+        f"Objects of {size} % of their usual size. "
         f"{plain.count:,} of {len(run.evaluation.labels):,} test images are classified rightly.\n"
         f"Always the centre: {plain.centre:.1%}; chance: {plain.chance:.1%}.\n"
         f"{plain.off_centre_count:,} objects do not cover the centre, which there never hits; "
         f"chance there: {percent(plain.off_centre_chance)}.\n"
     )
     print(
-        f"| endpoint | grid | hits | above the centre | random weights, mean of {arguments.random} (sd) "
-        "| off centre | off centre, random weights | maps without evidence |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| method | endpoint | grid | hits | above the centre "
+        f"| random weights, mean of {arguments.random} (sd) | off centre | off centre, random weights "
+        "| maps without evidence |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     networks = []
     for number in range(arguments.random):
         with runtime.seeded(number, "random weights"):
             networks.append(run.recipe.model(len(chosen.classes), chosen.shape[0]))
-    for endpoint in arguments.endpoints:
-        trained = score(run.model, images, labels, masks, endpoint)
-        random = [score(network, images, labels, masks, endpoint) for network in networks]
+    for method, endpoint in itertools.product(arguments.methods, arguments.endpoints):
+        trained = score(run.model, images, labels, masks, endpoint, method)
+        random = [score(network, images, labels, masks, endpoint, method) for network in networks]
         by_chance = statistics.mean(each.hits for each in random)
         spread = statistics.stdev(each.hits for each in random) if len(random) > 1 else None
         random_off_centre = mean_of([each.off_centre for each in random])
         print(
-            f"| {endpoint} | {trained.grid} | {trained.hits:.1%} ± {1.96 * trained.error:.1%} "
+            f"| {method} | {endpoint} | {trained.grid} | {trained.hits:.1%} ± {1.96 * trained.error:.1%} "
             f"| {100 * (trained.hits - plain.centre):+.1f} points | {by_chance:.1%} ({percent(spread)}) "
             f"| {percent(trained.off_centre)} | {percent(random_off_centre)} | {trained.empty:.1%} |"
         )
@@ -188,8 +203,13 @@ def main(words: Sequence[str] | None = None) -> None:
                     "recipe": run.recipe.name,
                     "seed": run.recipe.seed,
                     "epochs": run.recipe.epochs,
+                    "peak_lr": run.summary.get("peak_lr"),
+                    "min_lr": run.summary.get("min_lr"),
                     "note": f"pointing game on {plain.count} test images classified rightly, "
                     f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
+                    "test_images": len(run.evaluation.labels),
+                    "object_size": size,
+                    "method": method,
                     "endpoint": endpoint,
                     "grid": trained.grid,
                     "pointing": round(trained.hits, 4),

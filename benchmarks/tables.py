@@ -1,13 +1,13 @@
-"""The tables in the README, generated from results.csv.
+"""The tables in the README and in docs/, generated from results.csv and from the evidence of runs.
 
-python benchmarks/tables.py          # writes them into README.md
+python benchmarks/tables.py          # writes them where they stand
 python benchmarks/tables.py --check  # says whether they are what the rows say
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
 import re
 import statistics
 import sys
@@ -15,9 +15,12 @@ from pathlib import Path
 
 from rows import read_rows
 
-README = Path(__file__).parents[1] / "README.md"
-# Student's t at 97.5 %, for n - 1 = 1, 2, … degrees of freedom; beyond, the normal quantile is near enough.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+from firstlight.insight.spread import Spread
+from firstlight.report.opened import Run
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "benchmarks" / "runs"
+PAGES = ("README.md", "docs/page.md")
 
 
 def results(rows: list[dict[str, str]]) -> str:
@@ -33,24 +36,27 @@ def results(rows: list[dict[str, str]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (recipe, hardware, precision, epochs, how), runs in groups.items():
-        plain = [float(run["test_accuracy"]) for run in runs]
+        plain = Spread(tuple(float(run["test_accuracy"]) for run in runs))
         mirrored = statistics.mean(float(run["test_accuracy_tta"]) for run in runs)
-        minutes = statistics.mean(float(run["train_seconds"]) for run in runs) / 60
-        sd = statistics.stdev(plain) if len(plain) > 1 else None
-        if sd is None:
+        # The first run of a process on a GPU also pays for what the others find ready.
+        timed = [run for run in runs if run.get("start") != "cold"] or runs
+        seconds = statistics.mean(float(run["train_seconds"]) for run in timed)
+        if plain.interval is None:
             low, high = float(runs[0]["test_low_95"]), float(runs[0]["test_high_95"])
             kind = "of one run, over images"
         else:
-            quantile = _T[len(plain) - 2] if len(plain) - 2 < len(_T) else 1.96
-            reach = quantile * sd / math.sqrt(len(plain))
-            low, high = statistics.mean(plain) - reach, statistics.mean(plain) + reach
+            low, high = plain.interval
             kind = "of the mean, over seeds"
         lines.append(
-            f"| `{recipe}` | {how} | {epochs} | {len(plain)} | **{statistics.mean(plain):.2%}** "
-            f"| {'' if sd is None else f'{sd:.2%}'} | {low:.2%} to {high:.2%} ({kind}) | {mirrored:.2%} "
-            f"| {minutes:.0f} min | {hardware}, {precision} |"
+            f"| `{recipe}` | {how} | {epochs} | {len(runs)} | **{plain.mean:.2%}** "
+            f"| {'' if plain.sd is None else f'{plain.sd:.2%}'} | {low:.2%} to {high:.2%} ({kind}) "
+            f"| {mirrored:.2%} | {_duration(seconds)} | {hardware}, {precision} |"
         )
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.1f} s"
 
 
 def _rates(row: dict[str, str]) -> str:
@@ -60,7 +66,7 @@ def _rates(row: dict[str, str]) -> str:
 
 def _with_found_rates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     named = [row for row in rows if row.get("recipe") == "cifar10.assignment" and row.get("epochs") == "24"]
-    return [row for row in named if _rates(row) == "found"]
+    return [row for row in named if _rates(row) == "found" and row.get("evidence")]
 
 
 def accuracy(rows: list[dict[str, str]]) -> str:
@@ -109,12 +115,125 @@ def speed(rows: list[dict[str, str]]) -> str:
     )
 
 
-PARTS = {"results": results, "accuracy": accuracy, "rates": rates, "pipeline": pipeline, "speed": speed}
+def pointing(rows: list[dict[str, str]]) -> str:
+    """The pointing game: a line for each size of objects, map and grid; the newest row of each run."""
+    newest: dict[tuple[str, ...], dict[tuple[str, str], dict[str, str]]] = {}
+    for row in rows:
+        if row.get("script") == "benchmarks/pointing.py":
+            key = row["object_size"], row["method"], row["grid"]
+            newest.setdefault(key, {})[row["seed"], row["peak_lr"]] = row
+    lines = [
+        "| objects | map | grid | runs | hits | always the centre | above it | off centre | random weights "
+        "| chance |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
+    clear: dict[str, list[str]] = {}
+    for (size, method, grid), runs in newest.items():
+        each = list(runs.values())
+        hits = [float(row["pointing"]) for row in each]
+        mean = {key: statistics.mean(float(row[key]) for row in each) for key in _POINTING}
+        above = 100 * (mean["pointing"] - mean["pointing_centre"])
+        objects = "of usual size" if size == "100" else f"{size} % as wide"
+        spread = f" ({min(hits):.1%} to {max(hits):.1%})" if len(hits) > 1 else ""
+        lines.append(
+            f"| {objects} | {names[method]} | {grid} | {len(each)} | {mean['pointing']:.1%}{spread} "
+            f"| {mean['pointing_centre']:.1%} | {above:+.1f} points | {mean['pointing_off_centre']:.1%} "
+            f"| {mean['pointing_random']:.1%} | {mean['pointing_chance']:.1%} |"
+        )
+        on = clear.setdefault(f"objects {objects}: {names[method]}", [])
+        if above >= _CLEARLY:
+            on.append(grid)
+    held = "; ".join(
+        f"{what} {'on ' + ', '.join(grids) if grids else 'nowhere'}" for what, grids in clear.items()
+    )
+    return "\n".join([*lines, "", f"At least {_CLEARLY} points above the centre: {held}."]) if clear else ""
+
+
+_POINTING = ("pointing", "pointing_centre", "pointing_off_centre", "pointing_random", "pointing_chance")
+_CLEARLY = 25
+
+
+def suspects(rows: list[dict[str, str]]) -> str:
+    """Rankings of doubtful labels, means over the seeds of the newest setting."""
+    runs = [row for row in rows if row.get("script") == "benchmarks/suspects.py"]
+    if not runs:
+        return ""
+    setting = [runs[-1][key] for key in _SETTING]
+    runs = [row for row in runs if [row[key] for key in _SETTING] == setting]
+    lines = [
+        "| ranking | n | precision at the number flipped | average precision | wrong labels, estimated |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(row["ranking"] for row in runs):
+        each = list({row["seed"]: row for row in runs if row["ranking"] == name}.values())
+        precision, average = (statistics.mean(float(row[key]) for row in each) for key in _RANKING)
+        estimates = [float(row["estimated_wrong"]) for row in each if row["estimated_wrong"]]
+        lines.append(
+            f"| {name} | {len(each)} | {precision:.3f} | {average:.3f} "
+            f"| {f'{statistics.mean(estimates):.0f}' if estimates else ''} |"
+        )
+    return "\n".join(
+        [*lines, "", f"{runs[-1]['baseline']}; {runs[-1]['note']}, {runs[-1]['epochs']} epochs."]
+    )
+
+
+_RANKING = ("precision_at_wrong", "average_precision")
+_SETTING = ("note", "epochs", "baseline")
+
+
+def trained(rows: list[dict[str, str]]) -> str:
+    return f"{float(_with_found_rates(rows)[0]['train_accuracy']):.1%}"
+
+
+def analysis(rows: list[dict[str, str]]) -> str:
+    """What the run with found rates gets wrong, from its evidence."""
+    row = _with_found_rates(rows)[0]
+    run = Run.open(RUNS / row["evidence"])
+    evaluation, names = run.evaluation, run.data.classes
+    curve = {epoch.epoch: epoch.test_accuracy for epoch in run.history}
+    last = len(run.history)
+    either = evaluation.confusion + evaluation.confusion.T
+    pairs = sorted(itertools.combinations(range(len(names)), 2), key=lambda pair: -int(either[pair]))[:3]
+    (one, other), *more = pairs
+    taken = f"{names[one].capitalize()} and {names[other]} are taken for each other "
+    taken += f"{int(either[one, other])} times"
+    taken += "".join(f", {names[i]} and {names[j]} {int(either[i, j])}" for i, j in more)
+    found = sorted((score.recall or 0.0, score.name) for score in evaluation.per_class)
+    right = evaluation.predictions == evaluation.labels
+    sure = evaluation.probabilities.amax(1).double()
+    return "\n".join(
+        [
+            f"- **The last epochs are worth most.** The test curve, scored afterwards, stands at "
+            f"{curve[last - 5]:.1%} after {last - 5} epochs and at\n  {evaluation.accuracy:.2%} after "
+            f"{last}, while the rate falls to LRMIN.",
+            f"- **What it confuses.** {len(evaluation.mistakes)} of {len(right):,} test images are wrong.\n  "
+            f"{taken}.\n  Found least: {found[0][1]} ({found[0][0]:.1%}); most: {found[-1][1]} "
+            f"({found[-1][0]:.1%}).",
+            f"- **How sure it is.** The mean confidence is {float(sure[right].mean()):.0%} where it is right "
+            f"and {float(sure[~right].mean()):.0%} where it is wrong.",
+        ]
+    )
+
+
+PARTS = {
+    "results": results,
+    "accuracy": accuracy,
+    "rates": rates,
+    "pipeline": pipeline,
+    "speed": speed,
+    "pointing": pointing,
+    "suspects": suspects,
+    "trained": trained,
+    "analysis": analysis,
+}
 
 
 def filled(text: str, rows: list[dict[str, str]]) -> str:
-    """Return the README with every part between <!-- NAME --> and <!-- /NAME --> generated anew."""
+    """Return a page with every part between <!-- NAME --> and <!-- /NAME --> generated anew."""
     for name, part in PARTS.items():
+        if f"<!-- {name} -->" not in text:
+            continue
         pattern = re.compile(rf"<!-- {name} -->(\n?).*?<!-- /{name} -->", re.DOTALL)
         written = part(rows)
         text = pattern.sub(
@@ -128,13 +247,14 @@ def filled(text: str, rows: list[dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the README differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page differs")
     arguments = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = filled(before, read_rows())
-    if arguments.check:
-        sys.exit(0 if before == after else "README.md differs from results.csv: run benchmarks/tables.py")
-    README.write_text(after, encoding="utf-8")
+    for page in (ROOT / name for name in PAGES):
+        before = page.read_text(encoding="utf-8")
+        after = filled(before, read_rows())
+        if before != after and arguments.check:
+            sys.exit(f"{page.name} differs from results.csv: run benchmarks/tables.py")
+        page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,10 @@ def test_it_says_that_a_difference_is_noise() -> None:
     said = str(found)
     assert said.startswith("no difference beyond noise: 91.00% and 91.50% of 1,000 images are right")
     assert "a difference of +0.50 points" in said and "p = 0.59" in said
-    assert "30 images right that the first has wrong, and 25 wrong" in said and "both have 60 wrong" in said
+    assert (
+        "30 images fixed (wrong in the first" in said and "25 broken" in said and "60 wrong in both" in said
+    )
+    assert len(said.splitlines()) == 2 and len(str(with_changes(90, 20, 30, 860)).splitlines()) == 3
 
 
 def test_it_says_which_is_better() -> None:

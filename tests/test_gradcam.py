@@ -49,16 +49,19 @@ def noise(count: int, side: int = 12) -> Tensor:
 TARGETS = torch.tensor([0, 3, 1, 2, 2])
 
 
-def by_hand(images: Tensor, targets: Tensor, model: Looked | None = None) -> Tensor:
-    """Return Grad-CAM at `first`, one image at a time."""
+def by_hand(
+    images: Tensor, targets: Tensor, model: Looked | None = None, *, by_place: bool = False
+) -> Tensor:
+    """Return Grad-CAM at `first`, one image at a time; LayerCAM where the weights are those of each place."""
     model = (Looked(inplace=False) if model is None else model).eval()
     maps = []
     for image, target in zip(images, targets.tolist(), strict=True):
         features = model.first(image[None]).detach().requires_grad_()
         model.tail(features.clone())[0, target].backward()
         assert features.grad is not None
-        weights = features.grad[0].mean(dim=(1, 2))
-        maps.append(torch.einsum("c,chw->hw", weights, features.detach()[0]).clamp_min(0))
+        gradient = features.grad[0]
+        weights = gradient.clamp_min(0) if by_place else gradient.mean(dim=(1, 2), keepdim=True)
+        maps.append((weights * features.detach()[0]).sum(0).clamp_min(0))
     return torch.stack(maps)
 
 
@@ -170,6 +173,24 @@ def test_it_equals_the_paper_whatever_convolution_is_behind_the_endpoint(which: 
     found, expected = gradcam(model, noise(5), TARGETS, "first"), by_hand(noise(5), TARGETS, model)
     assert (expected.flatten(1).amax(1) > 0).sum() >= 3
     torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+@pytest.mark.parametrize("which", BEHIND)
+def test_layercam_weighs_every_place_by_its_own_gradient(which: str) -> None:
+    with seeded(3):
+        model = Behind(BEHIND[which]())
+    expected = by_hand(noise(5), TARGETS, model, by_place=True)
+    assert not torch.allclose(expected, by_hand(noise(5), TARGETS, model))
+    found = gradcam(model, noise(5), TARGETS, "first", method="layercam", batch_size=2)
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+    pair = gradcam_pair(model, noise(5), OTHERS, TARGETS, "first", method="layercam")
+    torch.testing.assert_close(pair[1].maps, found.maps, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="no method 'layer_cam'") as caught:
+        gradcam(Looked(inplace=False), noise(5), TARGETS, "first", method="layer_cam")
+    assert "'layercam'" in caught.value.hint
 
 
 class Against(nn.Module):

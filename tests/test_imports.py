@@ -25,6 +25,7 @@ STOREYS = (
     ("report", "serving", "recipes"),
     ("job",),
     ("resume",),
+    ("seeds",),
     ("run", "crossfit", "doctor"),
     ("cli",),
 )

@@ -16,6 +16,7 @@ import torch
 from page_folder import COUNT, ENVIRONMENT, EVIL, SUMMARY, make_run
 
 from firstlight.insight.evaluation import Evaluation
+from firstlight.insight.suspects import suspects
 from firstlight.record import contents
 from firstlight.record.folder import RunFolder
 from firstlight.report import payload
@@ -275,3 +276,19 @@ def test_figures_are_written_beside_it(whole: tuple[Path, Evaluation]) -> None:
 
 def test_the_command_is_told(text: str) -> None:
     assert ENVIRONMENT["command"] in Reader(text).text
+
+
+def test_more_labels_are_shown_than_are_estimated_to_be_wrong(
+    whole: tuple[Path, Evaluation], text: str
+) -> None:
+    _, evaluation = whole
+    found = suspects(evaluation.labels, evaluation.probabilities)
+    script = script_of(text)
+    shown = [script["items"]["index"][place] for place in script["suspects"]]
+    ranked = [index for index in found.order.tolist() if index in set(evaluation.mistakes.tolist())]
+    assert found.count < 24 and shown == ranked[:24]
+    said = Reader(text).text
+    estimated = f"about {found.count} may carry" if found.count else "none is likelier to carry"
+    assert (
+        estimated in said and "Look at the 24 most doubtful" in said and "only the order is claimed" in said
+    )

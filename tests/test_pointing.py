@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from firstlight.insight.gradcam import METHODS
 from firstlight.record.contents import ENVIRONMENT
 from firstlight.run import train
 
@@ -141,20 +142,24 @@ def test_a_run_is_scored_from_its_folder_alone(
     pointing.main([str(run), "--random", "2", "--record"])
     said = capsys.readouterr().out
     predicted = json.loads((run / "summary.json").read_text())["test_accuracy"] * 120
-    assert said.startswith(f"{round(predicted)} of 120 test images are classified rightly")
+    assert said.startswith(
+        f"Objects of 100 % of their usual size. {round(predicted)} of 120 test images are classified rightly"
+    )
     assert [(row["endpoint"], row["grid"]) for row in rows] == [
         ("layer1", "16×16"),
         ("layer2", "8×8"),
         ("layer3", "4×4"),
     ]
     for row in rows:
-        assert f"| {row['endpoint']} | {row['grid']} | " in said
+        assert f"| gradcam | {row['endpoint']} | {row['grid']} | " in said
+        assert (row["method"], row["object_size"]) == ("gradcam", 100)
         assert row["recipe"] == "shapes.demo" and "test_accuracy" not in row
         assert 0 < row["pointing_chance"] < row["pointing_centre"] < 1
         assert all(0 <= row[f"pointing_{of}"] <= 1 for of in ("random", "off_centre", "empty"))
     rows.clear()
-    pointing.main([str(run), "--random", "1", "--endpoints", "prep"])
-    assert rows == [] and "| prep | 32×32 |" in capsys.readouterr().out
+    pointing.main([str(run), "--random", "1", "--endpoints", "prep", "--methods", *METHODS])
+    said = capsys.readouterr().out
+    assert rows == [] and "| gradcam | prep | 32×32 |" in said and "| layercam | prep | 32×32 |" in said
 
 
 def test_other_images_than_the_runs_are_not_scored(run: Path, tmp_path: Path, pointing: ModuleType) -> None:

@@ -34,14 +34,23 @@ def test_the_readme_says_what_the_rows_say() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_changed_number_in_the_readme_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        ("README.md", r"(<!-- accuracy -->\*\*)\d"),
+        ("README.md", r"(<!-- analysis -->[^<]*What it confuses\.\*\* )\d"),
+        ("docs/page.md", r"(<!-- pointing -->[^<]*\| Grad-CAM \| 8×8 \| \d \| )\d"),
+        ("docs/page.md", r"(<!-- suspects -->[^<]*\| firstlight \| )\d"),
+    ],
+)
+def test_a_changed_number_on_a_page_is_noticed(page: str, number: str) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import tables
     finally:
         sys.path.pop(0)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    altered = re.sub(r"(<!-- accuracy -->\*\*)\d", r"\g<1>7", text)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    altered = re.sub(number, r"\g<1>8", text, count=1)
     assert altered != text and tables.filled(altered, rows()) == text
 
 

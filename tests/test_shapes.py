@@ -67,6 +67,34 @@ def test_the_object_is_there_and_stands_out_from_its_ground() -> None:
     assert KINDS[int(areas.argmin())] in ("crescent", "ring", "star", "triangle", "cross", "flower")
 
 
+def test_smaller_objects_lie_anywhere_in_the_image_and_their_masks_go_with_them() -> None:
+    usual, _, large = make_shapes(500)
+    images, labels, masks = make_shapes(500, object_size=50)
+    seen = masks.flatten(1).sum(1)
+    assert seen.min() >= 8
+    assert float(seen.double().mean()) == pytest.approx(float(large.sum()) / 500 / 4, rel=0.1)
+    middle = masks[:, 15:17, 15:17].double().mean()
+    assert middle < 0.2 < 0.6 < large[:, 15:17, 15:17].double().mean()
+    quarters = masks.unflatten(1, (2, 16)).unflatten(3, (2, 16)).sum((0, 2, 4)).double()
+    assert (quarters / quarters.sum() - 0.25).abs().max() < 0.05
+    # An object is whole: as rarely at the border as large ones are, although it goes nearer to it.
+    border = torch.ones(32, 32, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    assert float((masks & border).flatten(1).any(1).double().mean()) < 0.1
+    # The ground is the same, so what differs is where either object, its shadow or what crosses it lies.
+    assert torch.equal(labels, make_shapes(500)[1])
+    changed = (images != usual).any(1)
+    assert (masks & ~changed & ~large).sum() < 0.05 * masks.sum(), "the mask lies where something was drawn"
+
+
+@pytest.mark.parametrize("object_size", [0, 39, 101, -50])
+def test_a_size_that_is_none_is_refused(object_size: int) -> None:
+    with pytest.raises(InputError, match="of their size"):
+        Shapes(object_size=object_size)
+    with pytest.raises(InputError, match="of their size"):
+        make_shapes(1, object_size=object_size)
+
+
 def test_the_source_keeps_its_parts_apart() -> None:
     train, test = Shapes(train=300, test=100).load()
     assert len(train) == 300 and len(test) == 100 and train.classes == KINDS == test.classes
@@ -76,6 +104,8 @@ def test_the_source_keeps_its_parts_apart() -> None:
     assert not any(image.numpy().tobytes() in own for image in test.images)
     again, _ = Shapes(train=300, test=10).load()
     assert again.digest == train.digest, "another number of test images changes no training image"
+    small, _ = Shapes(train=300, test=10, object_size=60).load()
+    assert torch.equal(small.images, make_shapes(300, object_size=60)[0])
 
 
 @pytest.mark.parametrize("settings", [{"train": 0}, {"test": 0}, {"train": -5}])

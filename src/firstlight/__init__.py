@@ -27,6 +27,7 @@ _ROOMS = {
     "open_run": "firstlight.report.opened",
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.report.opened",
+    "Seeds": "firstlight.seeds",
     "InputError": "firstlight.errors",
     "RunFailed": "firstlight.errors",
     "Diverged": "firstlight.errors",

@@ -92,6 +92,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 @firstlight.command()
 @click.argument("recipe")
 @_on_recipe
+@click.option("--seeds", metavar="N", help="Train N seeds, from --seed on, and say how they scatter.")
 @_on_out
 @click.option(
     "--determinism",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -23,8 +23,9 @@ from firstlight.record import contents
 from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
 from firstlight.record.folder import RECIPE, RunFolder
 from firstlight.report.opened import Run
-from firstlight.report.progress import Progress, duration
+from firstlight.report.progress import Progress, result_lines
 from firstlight.resume import check_unchanged, failures_explained, folder_to_resume, is_finished, pinned
+from firstlight.seeds import Seeds, train_seeds
 from firstlight.training.history import Epoch, History
 from firstlight.training.loop import TrainState, fit
 from firstlight.training.lr_finder import LRFinding
@@ -32,6 +33,10 @@ from firstlight.training.schedule import OneCycle
 from firstlight.training.state import Best, Captured, capture, restore
 
 
+@overload
+def train(recipe: str | Recipe, *, seeds: None = None, **options: Any) -> Run: ...
+@overload
+def train(recipe: str | Recipe, *, seeds: int | str, **options: Any) -> Seeds: ...
 def train(
     recipe: str | Recipe,
     *,
@@ -39,6 +44,7 @@ def train(
     out: str | Path | None = None,
     epochs: int | str | None = None,
     seed: int | str | None = None,
+    seeds: int | str | None = None,
     device: str = "auto",
     precision: str = "auto",
     determinism: str = "draws",
@@ -46,10 +52,11 @@ def train(
     checkpoint_minutes: float = 5.0,
     quiet: bool = False,
     **settings: Any,
-) -> Run:
+) -> Run | Seeds:
     """Do the whole job, from data to pictures, and return the finished run.
 
     out: a folder that does not exist yet; by default runs/NAME, with a number when taken.
+    seeds: train so many, from the recipe's seed on, each a run of its own in `out`, and return `Seeds`.
     resume: go on from the last checkpoint of an unfinished run, in `out` or else the newest of this
         recipe, and end with the same bits as if it had never stopped; "auto" starts anew where there
         is none, and returns a finished run as it is.
@@ -61,6 +68,25 @@ def train(
     began = time.perf_counter()
     say = _silent if quiet else _say
     chosen = resolve(recipe, epochs=epochs, seed=seed, **settings)
+    if seeds is not None:
+        same: dict[str, Any] = {
+            "data_dir": data_dir,
+            "determinism": determinism,
+            "checkpoint_minutes": checkpoint_minutes,
+            "quiet": quiet,
+        }
+        return train_seeds(
+            chosen,
+            seeds,
+            out=_path(out),
+            resume=resume,
+            on=(device, precision),
+            prepare=lambda *on: Job.prepare(chosen, _path(data_dir), on[0], on[1], determinism),
+            one=lambda each, where, *on: train(
+                each, out=where, device=on[0], precision=on[1], resume="auto", **same
+            ),
+            say=say,
+        )
     folder = folder_to_resume(chosen, _path(out), resume)
     if folder is not None and is_finished(folder):
         say(f"{folder.path} is finished already")
@@ -229,19 +255,6 @@ def _judge(
         "test_loss": plain.loss,
         "kept_epoch": best.epoch if best else len(history),
     }
-
-
-def result_lines(summary: dict[str, Any], images: int) -> list[str]:
-    """Say what came out, for a terminal."""
-    low, high = summary["test_interval_95"]
-    size, spent = summary["checkpoint_bytes"] / 1e6, summary["checkpoint_seconds"]
-    return [
-        f"test accuracy {summary['test_accuracy']:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
-        f"{images:,} images); {summary['test_accuracy_tta']:.2%} with TTA",
-        f"training took {duration(summary['train_seconds'])}, everything together "
-        f"{duration(summary['wall_seconds'])}",
-        f"checkpoints of {size:.1f} MB took {spent:.1f} s",
-    ]
 
 
 def find_lr(

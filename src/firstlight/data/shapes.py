@@ -21,6 +21,9 @@ from firstlight.errors import InputError
 
 Paint = npt.NDArray[np.int32]  # n×3×32×32, or n×3×1×1 for one colour per image
 
+SMALLEST = 40
+"""The smallest size of an object, in percent: a radius of 3 to 5 pixels still tells its kind."""
+
 _SIDE = 32
 _CHUNK = 64  # large enough to hide Python's cost, small enough for a plane to stay in the cache
 _FIRST_TEST = 10**10  # a multiple of ten that no training set reaches, so the two never share an image
@@ -115,7 +118,9 @@ def _apart(colour: Paint, ground: Paint, least: int) -> Paint:
     return np.where(near, ground + np.where(up, np.int32(least), np.int32(-least)) // 3, colour)
 
 
-def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Paint, npt.NDArray[np.bool_]]:
+def _draw(
+    seed: int, indices: Words, kinds: npt.NDArray[np.int64], object_size: int
+) -> tuple[Paint, npt.NDArray[np.bool_]]:
     """Return images, 0…255, and masks of one kind each."""
     draws = Draws(seed, 1, indices)
     first, second, body, detail, other, front = _colours(draws)
@@ -131,7 +136,7 @@ def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Pain
         blob = disc(x - draws.between(-256, 256), y - draws.between(-256, 256), draws.between(20, 110))
         _paint(canvas, colour, np.clip(128 + blob * draws.between(1, 3), 0, 256) * draws.chance(40))
 
-    radius = draws.between(112, 208)  # 7 to 13 pixels
+    radius = draws.between(112, 208) * object_size // 100  # 7 to 13 pixels, at the usual size
     middle = np.maximum(256 - radius, 40)
     left, top = (((draws.between(-256, 256)) * middle) >> 8 for _ in range(2))
     tilt, stretch, trait = draws.between(320, 400), draws.between(1024, 1280), draws.between(0, 255)
@@ -173,16 +178,30 @@ def _draw(seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> tuple[Pain
     return np.clip(canvas, 0, 255), mask
 
 
+def _check_size(object_size: int) -> None:
+    if not SMALLEST <= object_size <= 100:
+        raise InputError(
+            f"shapes cannot be drawn at {object_size} % of their size",
+            f"Set object_size to {SMALLEST} to 100.",
+        )
+
+
 def _labels(seed: int, indices: Words) -> npt.NDArray[np.int64]:
     order = Draws(seed, 0, indices // np.uint64(10)).order(10)
     return order[np.arange(len(indices)), (indices % np.uint64(10)).astype(np.intp)].astype(np.int64)
 
 
-def make_shapes(count: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def make_shapes(
+    count: int, *, seed: int = 0, first: int = 0, object_size: int = 100
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw images `first` to `first + count - 1` of the endless row that belongs to `seed`.
 
-    An image depends only on the seed and its place in the row, so asking for more never changes the earlier
-    ones. Each ten, counted from place 0, hold every kind once.
+    An image depends only on the seed, its place in the row and the size of its object, so asking for more
+    never changes the earlier ones. Each ten, counted from place 0, hold every kind once.
+
+    object_size: in percent of the usual, `SMALLEST` to 100. A smaller object lies anywhere that keeps it in
+        the image, so the middle of the image says less about where it is; ground and clutter stay as they
+        are.
 
     Returns images (uint8, count×3×32×32), labels (int64, an index into `KINDS`) and masks (bool,
     count×32×32, true where the object is seen; never empty).
@@ -191,6 +210,7 @@ def make_shapes(count: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, T
         raise InputError(f"cannot draw {count} shapes", "Ask for at least 1.")
     if not 0 <= first <= 2**62 - count:
         raise InputError(f"shapes have no image number {first}", "Set first to 0 or more, and below 2**62.")
+    _check_size(object_size)
     images = np.empty((count, 3, _SIDE, _SIDE), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
     masks = np.empty((count, _SIDE, _SIDE), dtype=np.bool_)
@@ -198,13 +218,16 @@ def make_shapes(count: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, T
         part = slice(start, min(start + _CHUNK, count))
         indices = np.arange(first + part.start, first + part.stop, dtype=np.uint64)
         labels[part] = _labels(seed, indices)
-        images[part], masks[part] = _draw(seed, indices, labels[part])
+        images[part], masks[part] = _draw(seed, indices, labels[part], object_size)
     return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(masks)
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The drawn set as a source: `train` and `test` images that never overlap."""
+    """The drawn set as a source: `train` and `test` images that never overlap.
+
+    object_size: of the objects, in percent of the usual; see `make_shapes`.
+    """
 
     name: ClassVar[str] = "shapes"
     title: ClassVar[str] = "Shapes"
@@ -214,8 +237,10 @@ class Shapes:
     train: int = 5000
     test: int = 2000
     seed: int = 0
+    object_size: int = 100
 
     def __post_init__(self) -> None:
+        _check_size(self.object_size)
         for part, count in (("train", self.train), ("test", self.test)):
             if count < 1:
                 raise InputError(f"shapes cannot have {count} {part} images", f"Set {part} to 1 or more.")
@@ -226,7 +251,10 @@ class Shapes:
         `data_dir` is there because every source takes one; nothing is read, so it is ignored.
         """
         parts = [("train", self.train, 0), ("test", self.test, _FIRST_TEST)]
-        drawn = [(part, make_shapes(count, seed=self.seed, first=first)) for part, count, first in parts]
+        drawn = [
+            (part, make_shapes(count, seed=self.seed, first=first, object_size=self.object_size))
+            for part, count, first in parts
+        ]
         mean, std = statistics(drawn[0][1][0])
         train, test = (
             ImageSet(

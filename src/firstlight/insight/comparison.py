@@ -92,7 +92,7 @@ class Comparison:
         return tuple(rows)
 
     def __str__(self) -> str:
-        """Say in two or three sentences which is better, and how sure that is."""
+        """Say in two or three lines which is better, how sure that is, and what changed."""
         low, high = self.interval
         chance = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
         numbers = (
@@ -101,14 +101,14 @@ class Comparison:
             f"{100 * low:+.2f} to {100 * high:+.2f}; exact McNemar test, {chance})."
         )
         counts = (
-            f"The second has {_images(len(self.fixed))} right that the first has wrong, and "
-            f"{len(self.broken):,} wrong that the first has right; both have {len(self.still_wrong):,} wrong."
+            f"{_images(len(self.fixed))} fixed (wrong in the first, right in the second), "
+            f"{len(self.broken):,} broken (the other way round), {len(self.still_wrong):,} wrong in both."
         )
         if not self.differs:
-            return f"no difference beyond noise: {numbers} {counts}"
+            return f"no difference beyond noise: {numbers}\n{counts}"
         better = "second" if self.difference > 0 else "first"
         caution = "This is about two trained networks; to compare two recipes, train several seeds of each."
-        return f"the {better} is better: {numbers} {counts} {caution}"
+        return f"the {better} is better: {numbers}\n{counts}\n{caution}"
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

@@ -1,4 +1,8 @@
-"""Grad-CAM: which places of an image spoke for a class (Selvaraju et al. 2017, arXiv 1610.02391)."""
+"""Grad-CAM: which places of an image spoke for a class (Selvaraju et al. 2017, arXiv 1610.02391).
+
+LayerCAM (Jiang et al. 2021, IEEE TIP 30) is there by name: it weighs each place of a channel by its own
+gradient, where Grad-CAM weighs the whole channel by the mean. On a fine grid it points better.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from firstlight.insight.mean_gradient import Cut
 from firstlight.models.blocks import evaluating
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
+
+METHODS = ("gradcam", "layercam")
 
 MIN_GRID = 7
 """A grid narrower than this is too coarse to point at anything; see `default_endpoint`."""
@@ -44,14 +50,16 @@ def gradcam(
     targets: Tensor,
     endpoint: str | None = None,
     *,
+    method: str = "gradcam",
     batch_size: int = 250,
 ) -> Heatmaps:
     """Compute Grad-CAM for N normalised images (fp32, N×C×H×W) and one target class each (int64, N).
 
     endpoint: a name from `model.endpoints()`; by default the deepest whose grid is at least 7 wide.
+    method: "gradcam" or "layercam".
     The model's mode and its parameters' gradients are left as they were.
     """
-    (found,) = _gradcam(model, images, (targets,), endpoint, batch_size)
+    (found,) = _gradcam(model, images, (targets,), endpoint, method, batch_size)
     return found
 
 
@@ -62,23 +70,31 @@ def gradcam_pair(
     second: Tensor,
     endpoint: str | None = None,
     *,
+    method: str = "gradcam",
     batch_size: int = 250,
 ) -> tuple[Heatmaps, Heatmaps]:
     """Compute Grad-CAM for two classes of each image, such as the predicted and the true one.
 
     Equal to two calls of `gradcam`; the images pass through the network only once.
     """
-    of_first, of_second = _gradcam(model, images, (first, second), endpoint, batch_size)
+    of_first, of_second = _gradcam(model, images, (first, second), endpoint, method, batch_size)
     return of_first, of_second
 
 
 def _gradcam(
-    model: nn.Module, images: Tensor, targets: Sequence[Tensor], endpoint: str | None, batch_size: int
+    model: nn.Module,
+    images: Tensor,
+    targets: Sequence[Tensor],
+    endpoint: str | None,
+    method: str,
+    batch_size: int,
 ) -> list[Heatmaps]:
     """Return the maps of each of several classes per image."""
     for each in targets:
         if each.shape != images.shape[:1]:
             raise InputError(f"{len(images)} images need {len(images)} targets, not {tuple(each.shape)}")
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}", nearest(method, list(METHODS)))
     modules = endpoints(model)
     if endpoint is None:
         endpoint = default_endpoint(model, images[:1])
@@ -89,20 +105,25 @@ def _gradcam(
     # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
     with evaluating(model), torch.inference_mode(False):
         for some, *wanted in zip(*parts, strict=True):
-            with Cut() as cut, _hooked([(modules[endpoint], cut.begin)]), torch.no_grad():
+            cut = Cut(exact=method == "layercam")
+            with cut, _hooked([(modules[endpoint], cut.begin)]), torch.no_grad():
                 logits = model(some)
             for number, classes in enumerate(wanted):
                 # The last backward pass frees the graph on its way.
-                weights = _weights(logits, cut.seen, classes, keep_graph=number + 1 < len(wanted))
-                if cut.seen is None or weights is None:
+                gradient = _gradient(logits, cut.seen, classes, keep_graph=number + 1 < len(wanted))
+                if cut.seen is None or gradient is None:
                     raise InputError(f"the logits do not depend on the endpoint {endpoint!r}")
-                evidence = torch.einsum("nc,nchw->nhw", weights, cut.seen.detach().float())
+                seen = cut.seen.detach().float()
+                if method == "layercam":
+                    evidence = (gradient.relu() * seen).sum(1)
+                else:
+                    evidence = torch.einsum("nc,nchw->nhw", gradient.mean(dim=(2, 3)), seen)
                 maps[number].append(evidence.relu().cpu())
     return [Heatmaps(endpoint, torch.cat(maps[number]), each.cpu()) for number, each in enumerate(targets)]
 
 
-def _weights(logits: Tensor, seen: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
-    """Return the mean gradient, N×C, of one logit per image; None where it does not depend on `seen`."""
+def _gradient(logits: Tensor, seen: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
+    """Return the gradient, N×C×h×w, of one logit per image; None where it does not depend on `seen`."""
     count = logits.shape[1]
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
         raise InputError(f"a target lies outside 0…{count - 1}, the {count} classes")
@@ -110,7 +131,7 @@ def _weights(logits: Tensor, seen: Tensor | None, classes: Tensor, *, keep_graph
         return None
     chosen = torch.zeros_like(logits).scatter_(1, classes.to(logits.device)[:, None], 1)
     (gradient,) = torch.autograd.grad(logits, seen, chosen, retain_graph=keep_graph, allow_unused=True)
-    return None if gradient is None else gradient.float().mean(dim=(2, 3))
+    return None if gradient is None else gradient.float()
 
 
 def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:

@@ -15,11 +15,13 @@ class Cut(TorchFunctionMode):
 
     seen: what came out of the module (of its last call), where the graph now begins. Nothing below is kept,
         so a backward pass costs what lies above. Of the gradient at `seen`, N×C×h×w, only the mean over the
-        grid is to be relied on: a convolution right above gives it at less cost (see `_MeanGradient`).
+        grid is to be relied on, unless `exact`: a convolution right above gives it at less cost (see
+        `_MeanGradient`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = False) -> None:
         super().__init__()
+        self._exact = exact
         self.seen: Tensor | None = None
         self._handed_on: Tensor | None = None
         self._version = 0
@@ -34,7 +36,7 @@ class Cut(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # The function is caught rather than the layer, which may use another weight than the one it keeps.
-        if func is F.conv2d and args and self._is_handed_on(args[0]):
+        if not self._exact and func is F.conv2d and args and self._is_handed_on(args[0]):
             return _convolve(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
-from firstlight.insight.suspects import suspects
+from firstlight.insight.suspects import Suspects, suspects
 from firstlight.record import contents
 from firstlight.report import payload, words
 from firstlight.report.progress import duration
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from firstlight.report.opened import Run
 
 _LEVELS = 4
-_SHOWN_SUSPECTS = 60
+_FEWEST_SUSPECTS, _MOST_SUSPECTS = 24, 60
 _T = TypeVar("_T")
 
 
@@ -62,7 +62,7 @@ def write_page(run: Run) -> Page:
     finding = _or_none(gaps, "finding", lambda: run.finding)
     pictures = _or_none(gaps, "pictures", run.kept_pictures) if evaluation else None
     script: dict[str, Any] = {"columns": payload.COLUMNS, "classes": [], "side": [1, 1]}
-    values: dict[str, Any] = {"sheet": None, "confusion": None, "kept": "", "heat": None, "doubtful": 0}
+    values: dict[str, Any] = {"sheet": None, "confusion": None, "kept": "", "heat": None, "doubtful_shown": 0}
     if evaluation is not None:
         script["classes"] = list(evaluation.classes)
         script["side"] = list(run.data.shape[1:])
@@ -73,7 +73,8 @@ def write_page(run: Run) -> Page:
             values["heat"] = script["heat"] = _or_none(gaps, "heat", lambda: run.heat(pictured))
         names = _or_none(gaps, "names", lambda: contents.read_names(folder)) or {}
         script["items"] = payload.items(evaluation, names, tiles)
-        script["suspects"] = _doubtful(evaluation, script["items"])
+        doubted = suspects(evaluation.labels, evaluation.probabilities)
+        script["suspects"] = _doubtful(evaluation, doubted, script["items"])
         calibration = evaluation.calibration()
         script["calibration"] = [vars(each) for each in calibration.bins]
         values |= {
@@ -82,7 +83,8 @@ def write_page(run: Run) -> Page:
             "pairs": evaluation.top_pairs(6),
             "scores": evaluation.per_class,
             "calibration_error": calibration.error,
-            "doubtful": len(script["suspects"]),
+            "doubtful": doubted.count,
+            "doubtful_shown": len(script["suspects"]),
             "sentences": words.sentences(evaluation, run.history, recipe),
         }
     if len(history):
@@ -189,12 +191,20 @@ def _kept(evaluation: Evaluation, items: Mapping[str, list[Any]]) -> str:
     return said + f", and {right:,} of {evaluation.right:,} right answers to compare them with."
 
 
-def _doubtful(evaluation: Evaluation, items: Mapping[str, list[Any]]) -> list[int]:
-    """Return the places among the items of test images whose label is doubtful, the most doubtful first."""
-    found = suspects(evaluation.labels, evaluation.probabilities)
+def _doubtful(evaluation: Evaluation, found: Suspects, items: Mapping[str, list[Any]]) -> list[int]:
+    """Return the places among the items of the test images whose label is most doubtful, these first.
+
+    The estimate of how many labels are wrong is cautious, so a few more of the ranking are shown: those
+    where the network says another class than the label.
+    """
     place = {index: at for at, index in enumerate(items["index"])}
-    chosen = found.order[: min(found.count, _SHOWN_SUSPECTS)].tolist()
+    otherwise = evaluation.predictions != evaluation.labels
+    chosen = found.order[otherwise[found.order]][: _shown(found.count)].tolist()
     return [place[index] for index in chosen if index in place]
+
+
+def _shown(estimated: int) -> int:
+    return min(max(estimated, _FEWEST_SUSPECTS), _MOST_SUSPECTS)
 
 
 def _found(key: str, value: Any, summary: Mapping[str, Any]) -> Any:
@@ -220,7 +230,7 @@ def _training_suspects(run: Run) -> dict[str, Any] | None:
             found.indices.tolist(), found.names, found.suggested.tolist(), found.images, strict=True
         )
     ]
-    return {"count": found.count, "rows": rows[: max(found.count, 1)]}
+    return {"count": found.count, "rows": rows[: _shown(found.count)]}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

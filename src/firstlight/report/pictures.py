@@ -116,10 +116,13 @@ def _name_step(sheet: Sheet, top: float, augmentation: Augmentation | None) -> N
 
 
 def settings_of(augmentation: Augmentation) -> list[str]:
-    """Return an augmentation's fields in words."""
+    """Return an augmentation's fields in words; a switch is named where it is on."""
     if not dataclasses.is_dataclass(augmentation):
         return []
-    return [f"{field.name} {getattr(augmentation, field.name)}" for field in dataclasses.fields(augmentation)]
+    values = {field.name: getattr(augmentation, field.name) for field in dataclasses.fields(augmentation)}
+    return [
+        name if value is True else f"{name} {value}" for name, value in values.items() if value is not False
+    ]
 
 
 def said_of(augmentation: Augmentation, draws: Tensor) -> str:

@@ -1,8 +1,9 @@
-"""What a person sees while a run is on its way."""
+"""What a person sees while a run is on its way, and at its end."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -65,3 +66,16 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def result_lines(summary: dict[str, Any], images: int) -> list[str]:
+    """Say what came out, for a terminal."""
+    low, high = summary["test_interval_95"]
+    size, spent = summary["checkpoint_bytes"] / 1e6, summary["checkpoint_seconds"]
+    return [
+        f"test accuracy {summary['test_accuracy']:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
+        f"{images:,} images); {summary['test_accuracy_tta']:.2%} with TTA",
+        f"training took {duration(summary['train_seconds'])}, everything together "
+        f"{duration(summary['wall_seconds'])}",
+        f"checkpoints of {size:.1f} MB took {spent:.1f} s",
+    ]

@@ -13,6 +13,8 @@ const make = (tag, properties = {}, ...children) => {
 };
 const percent = (share) =>
   share > 0 && share < 0.005 ? "<1%" : share < 1 && share >= 0.995 ? ">99%" : Math.round(100 * share) + "%";
+/** No confidence is certain, whatever rounding says. */
+const sureness = (share) => (share >= 0.995 ? ">99%" : share < 0.005 ? "<1%" : percent(share));
 const number = (value) => value.toLocaleString("en");
 
 // ---------------------------------------------------------------- pictures
@@ -87,7 +89,7 @@ function drawHeat(context, map, opacity, smooth) {
 // ---------------------------------------------------------------- the gallery
 
 const items = data.items;
-const STEP = 120;
+const STEP = matchMedia("(max-width: 44rem)").matches ? 48 : 120;
 const gallery = find("#gallery");
 const state = { show: "wrong", truth: "", said: "", text: "", sort: "loss", limit: STEP };
 let listed = [];
@@ -118,7 +120,7 @@ const ORDERS = {
 
 function card(i) {
   const canvas = make("canvas", { className: "tile" });
-  const said = `${data.classes[items.said[i]]} ${percent(items.sure[i][0])}`;
+  const said = `${data.classes[items.said[i]]} ${sureness(items.sure[i][0])}`;
   const words = `${title(i)}: predicted ${said}, true ${data.classes[items.true[i]]}`;
   const button = make("button", { type: "button", className: "card", title: words, "aria-label": words });
   button.dataset.index = items.index[i];
@@ -207,13 +209,13 @@ function enlarge(i) {
   const wrong = isWrong(i), truth = data.classes[items.true[i]];
   find("#large-title").textContent = title(i);
   const place = items.name[i] ? `#${items.index[i]} of the test set. ` : "";
-  const missed = wrong ? `, true: ${truth} (${percent(items.truth[i])})` : ", which is right";
+  const missed = wrong ? `, true: ${truth} (${sureness(items.truth[i])})` : ", which is right";
   find("#large-facts").textContent =
-    `${place}Predicted: ${data.classes[items.said[i]]} (${percent(items.sure[i][0])})${missed}. Loss ${items.loss[i]}.`;
+    `${place}Predicted: ${data.classes[items.said[i]]} (${sureness(items.sure[i][0])})${missed}. Loss ${items.loss[i]}.`;
   const bars = items.top[i].map((k, rank) => {
     const meter = make("meter", { min: 0, max: 1, value: items.sure[i][rank], "aria-label": data.classes[k] });
     return make("li", {}, make("span", { textContent: data.classes[k] }), meter,
-      make("span", { textContent: percent(items.sure[i][rank]) }));
+      make("span", { textContent: sureness(items.sure[i][rank]) }));
   });
   find("#large-bars").replaceChildren(...bars);
   paint();
@@ -316,8 +318,9 @@ const powers = (low, high) => {
 const short = (value) => String(+value.toPrecision(3));
 
 /** Draw lines over a shared x; a pointer or the arrow keys read their values off. */
-function chart(holder, { x, lines, marks = [], log = false, from, to, say, sayX, fill = false, low, high }) {
-  const W = 640, H = +holder.dataset.height || 240, L = 52, R = 16, T = 10, B = 28;
+function chart(holder, { x, lines, marks = [], log = false, from, to, say, sayX, fill = false, low, high, last = true }) {
+  // As wide as it is shown, where that is narrow: its words are then not shrunk.
+  const W = Math.min(Math.max(holder.clientWidth || 640, 300), 640), H = +holder.dataset.height || 240, L = 52, R = 16, T = 10, B = 28;
   const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", tabindex: 0, "aria-label": holder.dataset.alt }, holder);
   const values = lines.flatMap((line) => line.y).filter((value) => value !== null);
   const bottom = low ?? Math.min(...values), top = high ?? Math.max(...values);
@@ -331,7 +334,7 @@ function chart(holder, { x, lines, marks = [], log = false, from, to, say, sayX,
     draw("line", { class: "grid", x1: L, x2: W - R, y1: py(value), y2: py(value) }, svg);
     draw("text", { class: "label end", x: L - 8, y: py(value) + 4 }, svg).textContent = say(value, true);
   }
-  const places = log ? powers(10 ** x0, 10 ** x1) : ticks(x0, x1, 8);
+  const places = log ? powers(10 ** x0, 10 ** x1) : ticks(x0, x1, W < 480 ? 5 : 8);
   for (const value of places) {
     draw("text", { class: "label middle", x: px(value), y: H - 8 }, svg).textContent = short(value);
   }
@@ -359,7 +362,7 @@ function chart(holder, { x, lines, marks = [], log = false, from, to, say, sayX,
     if (i !== null) reading.append(make("span", { textContent: sayX(x[i]) }));
     lines.forEach((line, rank) => {
       const value = i === null ? line.y.findLast((each) => each !== null) : line.y[i];
-      const words = line.name + (value === null || value === undefined ? " –" : " " + say(value));
+      const words = line.name + (i === null && !last ? "" : value === null || value === undefined ? " –" : " " + say(value));
       reading.append(make("span", { className: `key ${line.kind || "s" + rank}`, textContent: words }));
     });
   };
@@ -424,7 +427,7 @@ if (data.finder) {
 if (data.calibration) {
   const bins = data.calibration.filter((bin) => bin.count);
   chart(find("#calibration"), {
-    x: bins.map((bin) => bin.confidence), low: 0, high: 1, from: 0, to: 1,
+    x: bins.map((bin) => bin.confidence), low: 0, high: 1, from: 0, to: 1, last: false,
     lines: [
       { name: "right", y: bins.map((bin) => bin.accuracy), kind: "test" },
       { name: "confidence", y: bins.map((bin) => bin.confidence), kind: "train" },

@@ -1,0 +1,193 @@
+"""The process in which gpu.py trains one recipe, or airbench's: a line with a seed in, a line of JSON out.
+
+Only what Python itself brings is imported at once, since airbench's own Python runs this file too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+BASELINE = "airbench 0.1.8, train94"
+EVALUATED = 2000
+"""Test images at a time."""
+TOY = {"train": 60, "test": 40}
+
+
+class Trainer:
+    """Trains one recipe, seed after seed, in the same places on the device."""
+
+    def __init__(self, recipe: Any, options: argparse.Namespace) -> None:
+        import torch
+
+        from firstlight import runtime
+
+        self.recipe, self.options = recipe, options
+        self.machine = runtime.prepare(options.device, options.precision)
+        if self.machine.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches of training have one shape
+        self.train, test = recipe.data.load(options.data_dir)
+        self.test = dataclasses.replace(test, images=test.images.to(self.machine.device))
+        self.step: Any = None
+        self.finding: Any = None
+
+    def run(self, seed: int) -> dict[str, Any]:
+        """Train and evaluate one seed; return its row."""
+        import torch
+        from captured import CapturedStep, fitting_with
+
+        from firstlight import runtime
+        from firstlight.insight.evaluation import evaluate
+        from firstlight.job import Job
+        from firstlight.training.loop import TrainState, fit
+
+        began = time.perf_counter()
+        recipe, machine = dataclasses.replace(self.recipe, seed=seed), self.machine
+        job = Job.on(self.train, self.test, recipe, machine)
+        if self.step is None:
+            if recipe.peak_lr is None or recipe.min_lr is None:
+                self.finding = job.find_rates()
+            self.state = TrainState.create(
+                job.model, recipe.optimizer, machine, average_decay=recipe.average_decay
+            )
+            if self.options.compile:
+                self.state.model.compile()
+            self.step = CapturedStep(self.state, graph=not self.options.eager)
+        else:
+            self.step.restart(job.model)
+        state, schedule = self.state, job.schedule(self.finding)
+        watch = runtime.Stopwatch(machine)
+        watch.start()
+        self._whiten()
+        with fitting_with(self.step):
+            for tick in fit(
+                state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=job.objective
+            ):
+                last = tick.epoch
+        watch.pause()
+        trained = watch.seconds
+        watch.start()
+        mirrored = evaluate(
+            state.trained, job.test, machine, tta=True, shift=recipe.tta_shift, batch_size=EVALUATED
+        )
+        watch.pause()
+        cold = time.time() - float(os.environ["STARTED"])
+        plain = evaluate(state.trained, job.test, machine, batch_size=EVALUATED)
+        low, high = plain.interval
+        return {
+            "hardware": machine.hardware,
+            "torch": torch.__version__,
+            "precision": machine.precision,
+            "threads": machine.threads,
+            "device": machine.device.type,
+            "recipe": recipe.name,
+            "seed": seed,
+            "epochs": recipe.epochs,
+            "test_accuracy": plain.accuracy,
+            "test_accuracy_tta": mirrored.accuracy,
+            "test_low_95": low,
+            "test_high_95": high,
+            "train_accuracy": last.train_accuracy,
+            "train_loss": last.train_loss,
+            "peak_lr": schedule.peak_lr,
+            "min_lr": schedule.min_lr,
+            "rates": "given" if self.finding is None else "found",
+            "train_seconds": trained,
+            "tta_seconds": watch.seconds - trained,
+            "clock_seconds": watch.seconds,
+            "cold_seconds": cold,
+            "wall_seconds": time.perf_counter() - began,
+            "step": self._how(),
+        }
+
+    def _whiten(self) -> None:
+        """Fit the first layer to the training images again, on the device and on the clock."""
+        from firstlight.data.augment import normalise
+
+        if hasattr(self.state.model, "prepare"):
+            images = self.train.images[:: -(-len(self.train) // 1000)].to(self.machine.device)
+            self.state.model.prepare(normalise(images, self.train.mean, self.train.std))
+
+    def _how(self) -> str:
+        compiled = "compiled, " if self.options.compile else ""
+        return compiled + ("CUDA graph" if self.step.graph else "operation by operation")
+
+
+def toy(recipe: Any) -> Any:
+    """Return a recipe at a size at which anything runs through in a second, on the built-in set."""
+    from firstlight.data.shapes import Shapes
+
+    small = {"width": 4, "widths": (8, 16, 16), "stem": 8}
+    names = {field.name for field in dataclasses.fields(recipe.model)}
+    model = dataclasses.replace(recipe.model, **{key: small[key] for key in small if key in names})
+    changed = dataclasses.replace(recipe, data=Shapes(**TOY), model=model, batch_size=20, validation=0)
+    peak = recipe.peak_lr or 0.1
+    return dataclasses.replace(changed.over(2), peak_lr=peak, min_lr=recipe.min_lr or peak / 100)
+
+
+def firstlight_worker(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
+    from firstlight.recipes import named
+
+    recipe = named(options.recipe)
+    return Trainer(toy(recipe) if options.toy else recipe, options).run
+
+
+def airbench_worker() -> Callable[[int], dict[str, Any]]:
+    """Return what trains airbench's 94 % recipe with a seed, in a folder that holds its data."""
+    import airbench
+    import torch
+
+    def run(seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            airbench.train94(run=0)
+        return airbench_result(said.getvalue())
+
+    return run
+
+
+def airbench_result(said: str) -> dict[str, Any]:
+    """Read accuracies and the clock from the table that airbench prints; its last line is of the end."""
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if "|" in line]
+    end = dict(zip(table[0], table[-1], strict=True))
+    return {
+        "baseline": BASELINE,
+        "baseline_clock_seconds": float(end["total_time_seconds"]),
+        "baseline_test_accuracy": float(end["val_acc"]),
+        "baseline_test_accuracy_tta": float(end["tta_val_acc"]),
+    }
+
+
+def serve(run: Callable[[int], dict[str, Any]], asked: Iterable[str]) -> None:
+    """Answer every line that holds a seed with one line of JSON; all else that is printed goes to stderr."""
+    answers = sys.stdout
+    for line in asked:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = run(int(line))
+        print(json.dumps(result), file=answers, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="or airbench")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    for flag in ("--eager", "--compile", "--toy"):
+        parser.add_argument(flag, action="store_true")
+    options = parser.parse_args()
+    serve(airbench_worker() if options.recipe == "airbench" else firstlight_worker(options), sys.stdin)
+
+
+if __name__ == "__main__":
+    main()
