@@ -29,7 +29,7 @@ def assignment() -> Recipe:
 
 
 def fast() -> Recipe:
-    """The most accuracy per second: eight epochs of a plain network. A draft, whose accuracy is not known yet.
+    """The most accuracy per second: eight epochs of a plain network; a draft, its accuracy not yet known.
 
     After airbench94_muon (KellerJordan/cifar10-airbench), for a CPU.
     """
