@@ -191,10 +191,12 @@ def compare(before: Path, after: Path, count: int) -> None:
     classes = comparison.before.classes
     click.echo(str(comparison))
     changes = comparison.changes(count)
+    if changes:
+        click.echo("The changed images, each with its label, then what the first and the second run said:")
     for change in changes:
         true, old, new = (classes[label] for label in (change.true, change.before, change.after))
         what = "fixed" if change.fixed else "broken"
-        click.echo(f"{what:6}  {change.index:>6}  {change.name}  {true}: {old} → {new}")
+        click.echo(f"{what:6}  {change.index:>6}  {change.name}  {true}: {old}, then {new}")
     left = len(comparison.fixed) + len(comparison.broken) - len(changes)
     if left:
         click.echo(f"and {left:,} more (--count {len(changes) + left} lists them all)")
