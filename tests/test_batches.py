@@ -39,6 +39,21 @@ def test_a_plan_depends_on_seed_and_epoch_alone() -> None:
     assert global_random_states() == before
 
 
+def test_the_first_epochs_have_smaller_images_and_the_same_draws() -> None:
+    whole = Batches(image_set(24), 8, AUGMENTATIONS, seed=0, machine=CPU)
+    small = Batches(image_set(24), 8, AUGMENTATIONS, seed=0, machine=CPU, sides=(4, 6))
+    for epoch, side in enumerate((4, 6, 8)):
+        for (pictures, labels), (expected, same_labels) in zip(
+            small.epoch(epoch), whole.epoch(epoch), strict=True
+        ):
+            assert pictures.shape == (8, 3, side, side)
+            assert pictures.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(labels, same_labels)
+            # Shrinking keeps the mean of what lies within, so of the whole but for its edges.
+            assert torch.allclose(pictures.mean((2, 3)), expected.mean((2, 3)), atol=0.1)
+    assert torch.equal(pictures, expected)
+
+
 def test_plans_differ_between_epochs_and_seeds() -> None:
     plans = [
         plan_epoch(image_set(24), AUGMENTATIONS, seed, epoch)

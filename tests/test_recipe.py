@@ -8,12 +8,14 @@ import json
 from typing import Any
 
 import pytest
+from tiny import CPU, image_set
 
 from firstlight.data.augment import Crop, Cutout, FlipLR
 from firstlight.errors import InputError
-from firstlight.job import scored_epochs
+from firstlight.job import Job, scored_epochs
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
+from firstlight.report.checklist import free_choices
 from firstlight.run import resolve
 from firstlight.training.optimizers import AdamW
 
@@ -65,9 +67,23 @@ def test_epochs_shrink_the_schedule_in_proportion_but_an_explicit_peak_stays() -
     assert resolve("shapes.demo", epochs=1).peak_epoch == pytest.approx(5 / 24)
 
 
+def test_the_sides_of_the_first_epochs_stretch_with_the_epochs() -> None:
+    recipe = resolve("cifar10.assignment", epochs=8, sides="16,24,24")
+    assert recipe.sides == (16, 24, 24)
+    assert recipe.over(16).sides == (16, 16, 24, 24, 24, 24)
+    assert recipe.over(4).sides == (16, 24)
+    assert recipe.over(1).sides == ()
+    assert resolve("cifar10.assignment", sides=(24,) * 5, epochs=24).over(7).sides == (24,)
+    assert recipe.replace(sides="").sides == ()
+    assert free_choices(recipe)["size of the images"] == "epochs: 1 at 16×16, 2 at 24×24, then whole"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"sides": "24,big"}, "sides takes a whole number, not 'big'"),
+        ({"sides": "24,0"}, "sides must be positive, not 24,0"),
+        ({"sides": 24}, "sides takes a list of numbers, not 24"),
         ({"peak_Ir": 0.1}, "Did you mean 'peak_lr'"),
         ({"wieght_decay": 0.1}, "Did you mean 'weight_decay'"),
         ({"size": 4}, "crop.size, cutout.size"),
@@ -131,6 +147,7 @@ def test_json_without_a_part_says_which() -> None:
         {},
         {"epochs": 24, "seed": 7},
         {"peak_lr": 0.4, "weight_decay": 0.001, "cutout.size": 6, "padding": "zero", "width": 32},
+        {"sides": (16, 24)},
         {"batch_size": 128, "label_smoothing": 0.1, "validation": 1000, "best_on_validation": True},
     ],
 )
@@ -153,3 +170,13 @@ def test_the_test_curve_has_at_most_twelve_points_and_ends_at_the_end(epochs: in
     assert points[-1] == epochs and points[0] >= 1 and len(points) <= 12
     assert len({later - earlier for earlier, later in itertools.pairwise(points)}) <= 1
     assert epochs > 12 or points == list(range(1, epochs + 1))
+
+
+def test_small_images_are_refused_by_a_network_that_cannot_take_them_and_shorten_the_estimate() -> None:
+    images = image_set(24, size=32)
+    fast = resolve("cifar10.fast", epochs=4, batch_size=8, widths=(16, 16, 16), stem=8, sides="16,16")
+    job = Job.on(images, images, fast, CPU)
+    assert job.estimate(1.0)["training"] == 3 * (2 / 4 + 2)
+    assert job.estimate(1.0, done=5)["training"] == 1 / 4 + 6
+    with pytest.raises(InputError, match="cannot take images of 24×24"):
+        Job.on(images, images, resolve("cifar10.assignment", width=4, batch_size=8, sides="24"), CPU)

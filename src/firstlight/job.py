@@ -19,7 +19,7 @@ from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.kernels.library import path_on
-from firstlight.models.blocks import count_parameters
+from firstlight.models.blocks import count_parameters, evaluating
 from firstlight.models.fast_net import FastNet
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
@@ -67,9 +67,13 @@ class Job:
         validation = None
         if recipe.validation:
             train, validation = train.split(recipe.validation, runtime.stream(recipe.seed, "validation"))
-        batches = Batches(train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine)
+        batches = Batches(
+            train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine, sides=recipe.sides
+        )
         with runtime.seeded(recipe.seed, "weights"):
             model = recipe.model(len(train.classes), train.shape[0])
+        for side in set(recipe.sides):
+            _require_fit(model, train.shape[0], side)
         if isinstance(model, FastNet):
             sample = train.images[:: -(-len(train) // _SEEN_FIRST)]
             model.prepare(normalise(sample, train.mean, train.std))
@@ -100,11 +104,11 @@ class Job:
         )
 
     def step_seconds(self, batches: Batches | None = None) -> float:
-        """Time a training step on a copy of the network, warm-up apart."""
+        """Time a training step of the last epoch on a copy of the network, warm-up apart."""
         state = TrainState.create(copy.deepcopy(self.model), self.recipe.optimizer, self.machine)
         state.model.train()
-        seconds = []
-        for _, (images, labels) in zip(range(3), (batches or self.batches).epoch(0), strict=False):
+        seconds, last = [], self.recipe.epochs - 1
+        for _, (images, labels) in zip(range(3), (batches or self.batches).epoch(last), strict=False):
             watch = runtime.Stopwatch(self.machine)
             watch.start()
             train_step(state, images, labels, 0.0, self.objective, self.machine)
@@ -127,6 +131,13 @@ class Job:
             return size
         return None
 
+    def _steps_left(self, done: int) -> float:
+        """Return the steps after `done`, each weighed by its images' area over that of the last epoch's."""
+        epochs, each = self.recipe.epochs, len(self.batches)
+        sides = (*self.recipe.sides, *[self.train.shape[1]] * epochs)[:epochs]
+        left = [min(max((epoch + 1) * each - done, 0), each) for epoch in range(epochs)]
+        return sum(steps * (side / sides[-1]) ** 2 for steps, side in zip(left, sides, strict=True))
+
     def estimate(self, step_seconds: float, done: int = 0) -> dict[str, float]:
         """Return the seconds that each part of the run will take here, about, after `done` steps."""
         recipe = self.recipe
@@ -135,7 +146,7 @@ class Job:
         passes = (len(scored_epochs(recipe.epochs)) + 1) * len(self.test) + recipe.epochs * recipe.validation
         return {
             "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
-            "training": (recipe.epochs * len(self.batches) - done) * step_seconds,
+            "training": self._steps_left(done) * step_seconds,
             "evaluation": passes / recipe.batch_size * step_seconds / 3,
         }
 
@@ -193,6 +204,18 @@ class Job:
                 "test_sha256": self.test.digest,
             },
         }
+
+
+def _require_fit(model: nn.Module, channels: int, side: int) -> None:
+    """Raise InputError where a network cannot take images of side×side."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, channels, side, side))
+    except RuntimeError:
+        raise InputError(
+            f"sides: the network cannot take images of {side}×{side}",
+            "Set larger ones, or sides= for none.",
+        ) from None
 
 
 MOST_SCORED = 12

@@ -35,6 +35,8 @@ class Recipe:
 
     epochs, peak_epoch: counted from 1; the rate is highest on the last step of `peak_epoch`, which
         may be a fraction. peak_lr, min_lr: None means found by the learning-rate finder.
+    sides: to which the images of the first epochs are resized, one for each of these epochs (progressive
+        resizing); later epochs train on whole images.
     schedule: "linear" or "cosine". clip_norm, average_decay: 0 is off.
     validation: training images held out, stratified; 0 trains on all. best_on_validation: keep the
         weights of the epoch that was best on them, instead of the last.
@@ -48,6 +50,7 @@ class Recipe:
     optimizer: SGD | Adam | AdamW | Muon = SGD()
     batch_size: int = 512
     epochs: int = 24
+    sides: tuple[int, ...] = ()
     peak_epoch: float = 5.0
     peak_lr: float | None = None
     min_lr: float | None = None
@@ -69,6 +72,7 @@ class Recipe:
             f"the peak, epoch {self.peak_epoch:g}, lies outside the {self.epochs} epochs of the run",
             f"Set peak_epoch above 0 and at most {self.epochs}.",
         )
+        _require(min(self.sides, default=1) >= 1, f"sides must be positive, not {_text(self.sides)}")
         for key in ("peak_lr", "min_lr"):
             rate = getattr(self, key)
             _require(rate is None or 0 < rate < math.inf, f"{key} must be a positive number, not {rate}")
@@ -114,7 +118,11 @@ class Recipe:
     def over(self, epochs: int | str) -> Recipe:
         """Return the recipe over another number of epochs, its schedule shrunk or stretched in proportion."""
         number = _coerce("epochs", epochs, int)
-        return dataclasses.replace(self, epochs=number, peak_epoch=self.peak_epoch * number / self.epochs)
+        _require(number >= 1, f"epochs must be at least 1, not {number}")
+        ratio = number / self.epochs
+        count = round(len(self.sides) * ratio)
+        sides = tuple(self.sides[min(int(epoch / ratio), len(self.sides) - 1)] for epoch in range(count))
+        return dataclasses.replace(self, epochs=number, peak_epoch=self.peak_epoch * ratio, sides=sides)
 
     def replace(self, **settings: Any) -> Recipe:
         """Return the recipe with some settings changed.
@@ -176,6 +184,8 @@ def _words(key: str, value: Any, usual: Any) -> list[str]:
     """Return the `--set` words that turn `usual` into `value`; `replace` reads them."""
     if value == usual:
         return []
+    if isinstance(value, tuple) and not any(map(dataclasses.is_dataclass, (*value, *usual))):
+        return ["--set", f"{key}={_text(value)}"]
     if isinstance(value, tuple):
         if [type(part) for part in value] != [type(part) for part in usual]:
             return []
@@ -193,6 +203,11 @@ def _words(key: str, value: Any, usual: Any) -> list[str]:
 def _require(holds: bool, message: str, hint: str = "") -> None:
     if not holds:
         raise InputError(message, hint)
+
+
+def _text(values: tuple[Any, ...]) -> str:
+    """Write numbers as `--set` takes them."""
+    return ",".join(map(str, values))
 
 
 def _plain(value: Any) -> Any:
@@ -242,9 +257,11 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         return value
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
+        if isinstance(value, str) and item is int:
+            value = value.split(",") if value else ()
         _require(
             isinstance(value, (tuple, list)),
-            f"{key} takes a list of parts, not {value!r}",
+            f"{key} takes a list of {'numbers' if item is int else 'parts'}, not {value!r}",
             "Set it in Python.",
         )
         return tuple(_coerce(key, entry, item) for entry in value)

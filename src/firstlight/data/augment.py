@@ -157,6 +157,12 @@ def normalise(
     return torch.addcmul(shift, wide, scale).to(dtype)
 
 
+def resized(images: Tensor, side: int) -> Tensor:
+    """Return normalised N×C×H×W images as N×C×side×side, by bilinear interpolation with antialiasing."""
+    small = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
+    return small.to(images.dtype, memory_format=torch.channels_last)
+
+
 def _per_channel(numbers: list[float], device: torch.device) -> Tensor:
     # A blocking copy would make the host wait for the GPU at every batch.
     return torch.tensor(numbers).to(device, non_blocking=True).view(1, -1, 1, 1)

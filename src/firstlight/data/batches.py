@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firstlight.data.augment import Augmentation, FlipLR, augment, normalise
+from firstlight.data.augment import Augmentation, FlipLR, augment, normalise, resized
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.runtime import Machine, stream
@@ -45,6 +45,7 @@ def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: in
 class Batches:
     """Shuffled, augmented batches for training; the last short batch of an epoch is dropped.
 
+    sides: to which the augmented images of the first epochs are resized, one for each of these epochs.
     On a GPU the whole set lies on the device, so that a step waits for no host.
     """
 
@@ -56,6 +57,7 @@ class Batches:
         *,
         seed: int,
         machine: Machine,
+        sides: Sequence[int] = (),
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
@@ -65,7 +67,7 @@ class Batches:
                 f"Use --set batch_size=N with N ≤ {len(images)}.",
             )
         self.images, self.batch_size, self.augmentations = images, batch_size, tuple(augmentations)
-        self.seed, self.machine = seed, machine
+        self.seed, self.machine, self.sides = seed, machine, tuple(sides)
         self._pixels = images.images.to(machine.device)
         self._labels = images.labels.to(machine.device)
 
@@ -83,7 +85,10 @@ class Batches:
         plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
         for batch in range(first, len(self)):
             part = plan.rows(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield self._images(part), self._labels.index_select(0, part.order)
+            images = self._images(part)
+            if epoch < len(self.sides):
+                images = resized(images, self.sides[epoch])
+            yield images, self._labels.index_select(0, part.order)
 
     def _images(self, part: Plan) -> Tensor:
         pixels = self._pixels.index_select(0, part.order)

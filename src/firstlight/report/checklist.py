@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,10 @@ def checklist(
             f"{parameters:,} parameters",
             _is_custom_resnet(layers, recipe.model.width),
         ),
-        Line(f"{transforms}, normalised with the set's own statistics", _are_transforms(recipe.augment)),
+        Line(
+            f"{transforms}, normalised with the set's own statistics",
+            _are_transforms(recipe.augment) and not recipe.sides,
+        ),
         Line(f"batch size {recipe.batch_size}, last short batch dropped", recipe.batch_size == 512),
         Line(f"{recipe.epochs} epochs", ran(recipe.epochs == 24, done)),
         Line(
@@ -101,6 +105,7 @@ def free_choices(
     padding = ", ".join(part.padding for part in recipe.augment if isinstance(part, Crop)) or "none"
     return {
         **_plan(recipe),
+        "size of the images": _sizes(recipe.sides),
         "optimizer": f"{type(optimizer).__name__}, {settings}",
         "weight decay": f"{optimizer.weight_decay:g}, on all weights"
         + (" but filters" if isinstance(optimizer, Muon) else ""),
@@ -118,6 +123,12 @@ def free_choices(
         "validation images": f"{recipe.validation:,}" if recipe.validation else "none, nothing is chosen",
         "precision": precision,
     }
+
+
+def _sizes(sides: tuple[int, ...]) -> str:
+    """Say to what the images of the first epochs are resized, as in "2 at 16×16, 4 at 24×24, then whole"."""
+    runs = [f"{len(list(same))} at {side}×{side}" for side, same in itertools.groupby(sides)]
+    return ", ".join(["epochs: " + runs[0], *runs[1:], "then whole"]) if runs else "whole"
 
 
 def _plan(recipe: Recipe) -> dict[str, str]:
