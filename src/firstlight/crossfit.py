@@ -143,9 +143,7 @@ def _trained(job: Job, quiet: bool) -> torch.nn.Module:
         machine=job.machine,
         objective=job.objective,
     )
-    with contextlib.closing(
-        Progress(recipe.epochs * len(job.batches), recipe.epochs, quiet=quiet)
-    ) as progress:
+    with contextlib.closing(Progress(len(job.batches), job.costs, quiet=quiet)) as progress:
         for tick in ticks:
             progress.update(tick)
     return state.trained

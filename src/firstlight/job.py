@@ -23,7 +23,7 @@ from firstlight.models.blocks import count_parameters, evaluating
 from firstlight.models.fast_net import FastNet
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
-from firstlight.report.progress import duration
+from firstlight.report.progress import cost_after, duration
 from firstlight.runtime import Machine
 from firstlight.training.loop import Objective, TrainState, train_step
 from firstlight.training.lr_finder import LRFinding, range_test
@@ -131,12 +131,12 @@ class Job:
             return size
         return None
 
-    def _steps_left(self, done: int) -> float:
-        """Return the steps after `done`, each weighed by its images' area over that of the last epoch's."""
-        epochs, each = self.recipe.epochs, len(self.batches)
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """What a step of each epoch costs, in steps of the last: as much as its images are larger."""
+        epochs = self.recipe.epochs
         sides = (*self.recipe.sides, *[self.train.shape[1]] * epochs)[:epochs]
-        left = [min(max((epoch + 1) * each - done, 0), each) for epoch in range(epochs)]
-        return sum(steps * (side / sides[-1]) ** 2 for steps, side in zip(left, sides, strict=True))
+        return tuple((side / sides[-1]) ** 2 for side in sides)
 
     def estimate(self, step_seconds: float, done: int = 0) -> dict[str, float]:
         """Return the seconds that each part of the run will take here, about, after `done` steps."""
@@ -146,7 +146,7 @@ class Job:
         passes = (len(scored_epochs(recipe.epochs)) + 1) * len(self.test) + recipe.epochs * recipe.validation
         return {
             "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
-            "training": self._steps_left(done) * step_seconds,
+            "training": cost_after(done, self.costs, len(self.batches)) * step_seconds,
             "evaluation": passes / recipe.batch_size * step_seconds / 3,
         }
 

@@ -177,8 +177,7 @@ def _fit(
 ) -> tuple[History, bool]:
     """Train to the end, or to the first tick after Ctrl-C; keep checkpoints and history on disk."""
     recipe, saved = job.recipe, time.monotonic()
-    steps = recipe.epochs * len(job.batches)
-    progress = Progress(steps, recipe.epochs, done=state.step, quiet=quiet)
+    progress = Progress(len(job.batches), job.costs, done=state.step, quiet=quiet)
     with runtime.interruptible() as asked, contextlib.closing(progress):
         for tick in fit(
             state, job.batches, schedule, epochs=recipe.epochs, machine=job.machine, objective=job.objective

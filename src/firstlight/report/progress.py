@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -11,30 +12,40 @@ from firstlight.training.history import Epoch
 from firstlight.training.loop import Tick
 
 
+def cost_after(done: int, costs: Sequence[float], steps: int) -> float:
+    """Return what the steps after the first `done` cost, where epoch e has `steps` of costs[e] each."""
+    return sum(cost * min(max((epoch + 1) * steps - done, 0), steps) for epoch, cost in enumerate(costs))
+
+
 class Progress:
     """A bar with rate and time left in a terminal or notebook, and one line an epoch that stays.
 
     Where there is neither, in a log, only the lines are written.
+
+    steps: in an epoch. costs: of a step of each epoch, in any unit. done: steps taken before.
     """
 
-    def __init__(self, steps: int, epochs: int, *, done: int = 0, quiet: bool = False) -> None:
-        self._epochs, self._quiet = epochs, quiet
+    def __init__(self, steps: int, costs: Sequence[float], *, done: int = 0, quiet: bool = False) -> None:
+        self._steps, self._costs, self._done, self._quiet = steps, costs, done, quiet
+        self._epochs = len(costs)
         in_notebook = "ipykernel" in sys.modules  # its output is no terminal, but can redraw a line
         self._bar: tqdm[None] = tqdm(
-            total=steps,
+            total=steps * len(costs),
             initial=done,
             unit="step",
             disable=quiet or not (sys.stderr.isatty() or in_notebook),
             leave=False,
             dynamic_ncols=not in_notebook,
             ncols=100 if in_notebook else None,
-            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps  {postfix}  {remaining} left",
+            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps  {postfix}",
         )
 
     def update(self, tick: Tick) -> None:
         if not self._bar.disable:
+            left = self._left(self._bar.format_dict["elapsed"], tick.step, self._done)
             self._bar.set_postfix_str(
-                f"{tick.images_per_second:,.0f} images/s  rate {tick.lr:.4f}", refresh=False
+                f"{tick.images_per_second:,.0f} images/s  rate {tick.lr:.4f}  {duration(left)} left",
+                refresh=False,
             )
             self._bar.update(tick.step - self._bar.n)
 
@@ -48,10 +59,15 @@ class Progress:
         )
         if epoch.validation_accuracy is not None:
             line += f"  validation {epoch.validation_accuracy:6.2%}"
-        left = epoch.train_seconds / epoch.epoch * (self._epochs - epoch.epoch)
+        left = self._left(epoch.train_seconds, epoch.step, 0)
         line += f"  rate {epoch.lr:.4f}  {epoch.images_per_second:,.0f} images/s  {duration(left)} left"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+    def _left(self, seconds: float, step: int, first: int) -> float:
+        """Return the seconds that the steps after `step` will take, if those from `first` on took `seconds`."""
+        before, now = (cost_after(done, self._costs, self._steps) for done in (first, step))
+        return seconds * now / (before - now)
 
     def close(self) -> None:
         self._bar.close()
