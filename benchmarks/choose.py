@@ -22,7 +22,7 @@ from firstlight import runtime
 from firstlight.insight.evaluation import evaluate
 from firstlight.job import Job, resolve
 from firstlight.runtime import Machine
-from firstlight.training.loop import TrainState, fit
+from firstlight.training.loop import fit
 
 CHOICES = Path(__file__).with_name("choices.csv")
 
@@ -31,7 +31,7 @@ def score(job: Job) -> dict[str, float]:
     """Train, and return accuracies on the held-out images and the seconds of training."""
     recipe, machine = job.recipe, job.machine
     assert job.validation is not None
-    state = TrainState.create(job.model, recipe.optimizer, machine, average_decay=recipe.average_decay)
+    state = job.state()
     schedule = job.schedule(None)
     for tick in fit(
         state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=job.objective

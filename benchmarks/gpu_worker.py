@@ -48,7 +48,7 @@ class Trainer:
         from firstlight import runtime
         from firstlight.insight.evaluation import evaluate
         from firstlight.job import Job
-        from firstlight.training.loop import TrainState, fit
+        from firstlight.training.loop import fit
 
         began = time.perf_counter()
         recipe, machine = dataclasses.replace(self.recipe, seed=seed), self.machine
@@ -56,9 +56,7 @@ class Trainer:
         if self.step is None:
             if recipe.peak_lr is None or recipe.min_lr is None:
                 self.finding = job.find_rates()
-            self.state = TrainState.create(
-                job.model, recipe.optimizer, machine, average_decay=recipe.average_decay
-            )
+            self.state = job.state()
             if self.options.compile:
                 self.state.model.compile()
             self.step = CapturedStep(self.state, graph=not self.options.eager)

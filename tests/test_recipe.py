@@ -81,6 +81,9 @@ def test_the_sides_of_the_first_epochs_stretch_with_the_epochs() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"share": 0}, "share must be above 0"),
+        ({"share": 1.1}, "share must be above 0 and at most 1"),
+        ({"random_epochs": -1}, "random_epochs must not be negative"),
         ({"sides": "24,big"}, "sides takes a whole number, not 'big'"),
         ({"sides": "24,0"}, "sides must be positive, not 24,0"),
         ({"sides": 24}, "sides takes a list of numbers, not 24"),
@@ -147,7 +150,7 @@ def test_json_without_a_part_says_which() -> None:
         {},
         {"epochs": 24, "seed": 7},
         {"peak_lr": 0.4, "weight_decay": 0.001, "cutout.size": 6, "padding": "zero", "width": 32},
-        {"sides": (16, 24)},
+        {"sides": (16, 24), "share": 0.7, "random_epochs": 3},
         {"batch_size": 128, "label_smoothing": 0.1, "validation": 1000, "best_on_validation": True},
     ],
 )

@@ -22,7 +22,7 @@ from firstlight.report.opened import Run, open_run
 from firstlight.report.progress import Progress, duration
 from firstlight.resume import failures_explained
 from firstlight.runtime import Machine
-from firstlight.training.loop import TrainState, fit
+from firstlight.training.loop import fit
 
 
 def cross_fit(
@@ -134,7 +134,7 @@ def _mirrors(recipe: Recipe) -> bool:
 def _trained(job: Job, quiet: bool) -> torch.nn.Module:
     """Train a job's network from its beginning to its end; nothing is kept on disk."""
     recipe = job.recipe
-    state = TrainState.create(job.model, recipe.optimizer, job.machine, average_decay=recipe.average_decay)
+    state = job.state()
     ticks = fit(
         state,
         job.batches,

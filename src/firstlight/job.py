@@ -27,6 +27,7 @@ from firstlight.report.progress import cost_after, duration
 from firstlight.runtime import Machine
 from firstlight.training.loop import Objective, TrainState, train_step
 from firstlight.training.lr_finder import LRFinding, range_test
+from firstlight.training.memory import LossMemory
 from firstlight.training.schedule import OneCycle
 
 _SAMPLES = 8
@@ -68,7 +69,14 @@ class Job:
         if recipe.validation:
             train, validation = train.split(recipe.validation, runtime.stream(recipe.seed, "validation"))
         batches = Batches(
-            train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine, sides=recipe.sides
+            train,
+            recipe.batch_size,
+            recipe.augment,
+            seed=recipe.seed,
+            machine=machine,
+            sides=recipe.sides,
+            share=recipe.share,
+            random_epochs=recipe.random_epochs,
         )
         with runtime.seeded(recipe.seed, "weights"):
             model = recipe.model(len(train.classes), train.shape[0])
@@ -101,6 +109,16 @@ class Job:
             peak_epoch=recipe.peak_epoch,
             steps_per_epoch=len(self.batches),
             shape=recipe.schedule,
+        )
+
+    def state(self) -> TrainState:
+        """Return the state of a training of the network, at step 0."""
+        recipe, machine = self.recipe, self.machine
+        memory = None
+        if recipe.share < 1:
+            memory = LossMemory.of(len(self.train), recipe.batch_size, machine.device)
+        return TrainState.create(
+            self.model, recipe.optimizer, machine, average_decay=recipe.average_decay, memory=memory
         )
 
     def step_seconds(self, batches: Batches | None = None) -> float:

@@ -119,7 +119,7 @@ def _work(
     recipe = job.recipe
     folder.sweep()
     checkpoints = Checkpoints(folder, say)
-    state = TrainState.create(job.model, recipe.optimizer, job.machine, average_decay=recipe.average_decay)
+    state = job.state()
     best = Best() if recipe.best_on_validation else None
     history = History()
     found = checkpoints.last()

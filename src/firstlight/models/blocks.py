@@ -34,7 +34,6 @@ class ConvBlock(nn.Sequential):
     identity: start with filters that hand the first channels on as they are, the others random
         (`nn.init.dirac_`), so that at first much of the image reaches every depth.
     norm_scale: whether batch norm learns a factor for each channel; the offset is always learned.
-    momentum: of batch norm's running statistics, as torch counts it.
 
     In bf16 on a CPU that they fit, `firstlight.kernels` compute the same in fewer steps.
     """
@@ -51,14 +50,13 @@ class ConvBlock(nn.Sequential):
         activation: str = "relu",
         identity: bool = False,
         norm_scale: bool = True,
-        momentum: float = 0.1,
     ) -> None:
         check_activation(activation)
         layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))]
         if pool:
             layers.append(("pool", nn.MaxPool2d(2)))
         layers += [
-            ("norm", nn.BatchNorm2d(outputs, momentum=momentum)),
+            ("norm", nn.BatchNorm2d(outputs)),
             (activation, ACTIVATIONS[activation]()),
         ]
         super().__init__(OrderedDict(layers))

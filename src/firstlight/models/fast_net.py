@@ -39,9 +39,7 @@ class FastNet(nn.Module):
         if num_classes < 2 or min(widths) < 1 or channels < 1:
             raise InputError(f"no network of {num_classes} classes, widths {widths} and {channels} channels")
         self.logit_scale = logit_scale
-        block = partial(
-            ConvBlock, activation=activation, identity=identity, norm_scale=norm_scale, momentum=0.4
-        )
+        block = partial(ConvBlock, activation=activation, identity=identity, norm_scale=norm_scale)
         first, second, third = widths
         stem = min(
             stem, 16 * channels

@@ -65,7 +65,7 @@ class Progress:
         sys.stdout.flush()
 
     def _left(self, seconds: float, step: int, first: int) -> float:
-        """Return the seconds that the steps after `step` will take, if those from `first` on took `seconds`."""
+        """Return how long the steps after `step` will take, where those since `first` took `seconds`."""
         before, now = (cost_after(done, self._costs, self._steps) for done in (first, step))
         return seconds * now / (before - now)
 
