@@ -66,7 +66,7 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        taken = int(len(images) * share)
+        taken = round(len(images) * share)
         if batch_size > taken:
             raise InputError(
                 f"a batch of {batch_size} is larger than the {taken} training images",
