@@ -31,7 +31,8 @@ def assignment() -> Recipe:
 def fast() -> Recipe:
     """The most accuracy per second: small images first, the hardest ones last.
 
-    After airbench94_muon (KellerJordan/cifar10-airbench), for a CPU. What each part is worth: docs/fast.md.
+    A draft: no figure of it is published yet. After airbench94_muon (KellerJordan/cifar10-airbench), for a
+    CPU; what each part was tried against stands in LOG.md.
     """
     return Recipe(
         name="cifar10.fast",
