@@ -177,7 +177,8 @@ def test_the_test_curve_has_at_most_twelve_points_and_ends_at_the_end(epochs: in
 
 def test_small_images_are_refused_by_a_network_that_cannot_take_them_and_shorten_the_estimate() -> None:
     images = image_set(24, size=32)
-    fast = resolve("cifar10.fast", epochs=4, batch_size=8, widths=(16, 16, 16), stem=8, sides="16,16")
+    small = {"batch_size": 8, "widths": (16, 16, 16), "stem": 8, "sides": "16,16", "share": 1}
+    fast = resolve("cifar10.fast", epochs=4, **small)
     job = Job.on(images, images, fast, CPU)
     assert job.estimate(1.0)["training"] == 3 * (2 / 4 + 2)
     assert job.estimate(1.0, done=5)["training"] == 1 / 4 + 6
