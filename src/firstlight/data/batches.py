@@ -47,7 +47,6 @@ class Batches:
 
     share: of the images, that an epoch takes: any of them in the first `random_epochs` epochs, and those
         with the highest losses after them.
-
     sides: to which the augmented images of the first epochs are resized, one for each of these epochs.
     On a GPU the whole set lies on the device, so that a step waits for no host.
     """
