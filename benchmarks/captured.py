@@ -116,8 +116,6 @@ class CapturedStep:
             state.average.n_averaged.zero_()
         for memory in self._memory():
             memory.zero_()
-        if state.memory is not None:
-            state.memory.forget()
         state.sums.zero_()
         state.first_bad_step.fill_(-1)
         self._step.zero_()

@@ -86,7 +86,8 @@ def main() -> None:
             print("  " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()), flush=True)
             if arguments.record:
                 add_row(_row(base.name, variant, seed, arguments.held_out, found, machine), CHOICES)
-    print("\n| change | n | accuracy | with TTA | calibrated loss | seconds |\n| --- | --- | --- | --- | --- | --- |")
+    print("\n| change | n | accuracy | with TTA | calibrated | seconds |")
+    print("| --- " * 6 + "|")
     for variant, runs in scores.items():
         mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
         print(

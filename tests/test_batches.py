@@ -123,23 +123,6 @@ def test_batches_carry_out_the_plan() -> None:
         assert torch.equal(labels, images.labels[part.order])
 
 
-def test_an_epoch_may_take_a_share_of_the_images_and_later_the_hardest() -> None:
-    images = marked(24)
-    some = Batches(images, 4, (), seed=0, machine=CPU, share=0.7, random_epochs=2)
-    plans = [plan_epoch(images, (), 0, epoch).order for epoch in range(3)]
-    assert len(some) == 4  # of 17 images
-    losses = torch.rand(24, generator=torch.Generator().manual_seed(0))
-    losses[5] = torch.inf  # never seen
-    for epoch in (0, 1):
-        assert torch.equal(some.order(epoch, losses), plans[epoch][:17])
-    assert torch.equal(some.order(2), plans[2][:17])
-    hardest = set(losses.argsort(descending=True)[:17].tolist())
-    expected = [place for place in plans[2].tolist() if place in hardest]
-    assert some.order(2, losses).tolist() == expected and 5 in hardest
-    labels = torch.cat([labels for _, labels in some.epoch(2, 1, losses)])
-    assert labels.tolist() == expected[4:16]
-
-
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
 def test_an_epoch_goes_on_where_it_was_left(first: int) -> None:
     batches = Batches(image_set(24), 6, AUGMENTATIONS, seed=0, machine=CPU)

@@ -16,7 +16,6 @@ from firstlight.data.augment import Crop, FlipLR
 from firstlight.data.batches import Batches
 from firstlight.errors import Diverged, InputError, RunFailed
 from firstlight.training.loop import Objective, Tick, TrainState, fit, train_step
-from firstlight.training.memory import LossMemory
 from firstlight.training.optimizers import SGD, OptimizerSpec
 from firstlight.training.schedule import OneCycle
 from firstlight.training.state import capture, restore
@@ -118,12 +117,7 @@ class Spy:
     def __len__(self) -> int:
         return self.count
 
-    def order(self, epoch: int, losses: Tensor | None = None) -> Tensor:
-        return batches().order(epoch, losses)
-
-    def epoch(
-        self, epoch: int, first: int = 0, losses: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.epochs.append((epoch, first))
         for number, (images, labels) in enumerate(batches().epoch(epoch, first), first):
             if number >= self.given:
@@ -221,54 +215,6 @@ def test_a_run_goes_on_from_any_step_to_the_same_bits(stop: int, average_decay: 
     assert [(e.epoch, e.train_loss, e.train_accuracy) for e in said] == [
         (e.epoch, e.train_loss, e.train_accuracy) for e in epochs if e
     ]
-
-
-def choosing(*, seed: int = 0) -> tuple[TrainState, Batches]:
-    """Return a state that remembers losses, and batches of which an epoch takes 18 of the 24 images."""
-    state = fresh(seed=seed)
-    state.memory = LossMemory.of(24, 6, CPU.device)
-    augmentations = (Crop(8, pad=2), FlipLR())
-    return state, Batches(image_set(24), 6, augmentations, seed=0, machine=CPU, share=0.75, random_epochs=1)
-
-
-def test_losses_are_kept_and_the_next_epoch_leaves_out_the_lowest() -> None:
-    state, source = choosing()
-    memory = state.memory
-    assert memory is not None
-    first = source.order(0)
-    images, labels = next(source.epoch(0))
-    logits = TinyNet(seed=0).train()(images)
-    expected = nn.functional.cross_entropy(logits, labels, reduction="none")
-    ticks = fit(state, source, SCHEDULE, epochs=4, machine=CPU, tick_seconds=0.0)
-    for _ in range(3):
-        next(ticks)
-    torch.testing.assert_close(memory.now[first[:6]], expected.detach())
-    assert memory.known.isinf().all() and sorted(memory.now.isfinite().nonzero().flatten()) == sorted(first)
-    easy = set(range(24)) - set(source.order(1, memory.now).tolist())
-    assert easy == set(memory.now.argsort(stable=True)[:6].tolist())
-    before = memory.now.clone()
-    for _ in range(3):
-        next(ticks)
-    changed = (memory.now != before).nonzero().flatten().tolist()
-    assert torch.equal(memory.known, before) and set(changed) == set(range(24)) - easy
-
-
-@pytest.mark.parametrize("stop", [1, 3, 4, 8, 11])
-def test_a_run_that_leaves_images_out_goes_on_to_the_same_bits(stop: int) -> None:
-    def training(state: TrainState, source: Batches) -> Iterator[Tick]:
-        return fit(state, source, SCHEDULE, epochs=4, machine=CPU, tick_seconds=0.0)
-
-    whole, source = choosing()
-    list(training(whole, source))
-    first, second = choosing()[0], choosing(seed=1)[0]
-    ticks = training(first, source)
-    for _ in range(stop):
-        next(ticks)
-    restore(second, capture(first))
-    list(training(second, source))
-    expected, found = capture(whole), capture(second)
-    assert "losses.known" in found.tensors and found.tensors.keys() == expected.tensors.keys()
-    assert all(torch.equal(value, expected.tensors[name]) for name, value in found.tensors.items())
 
 
 def test_leaving_early_leaves_a_whole_state() -> None:

@@ -81,9 +81,6 @@ def test_the_sides_of_the_first_epochs_stretch_with_the_epochs() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"share": 0}, "share must be above 0"),
-        ({"share": 1.1}, "share must be above 0 and at most 1"),
-        ({"random_epochs": -1}, "random_epochs must not be negative"),
         ({"sides": "24,big"}, "sides takes a whole number, not 'big'"),
         ({"sides": "24,0"}, "sides must be positive, not 24,0"),
         ({"sides": 24}, "sides takes a list of numbers, not 24"),
@@ -150,7 +147,7 @@ def test_json_without_a_part_says_which() -> None:
         {},
         {"epochs": 24, "seed": 7},
         {"peak_lr": 0.4, "weight_decay": 0.001, "cutout.size": 6, "padding": "zero", "width": 32},
-        {"sides": (16, 24), "share": 0.7, "random_epochs": 3},
+        {"sides": (16, 24)},
         {"batch_size": 128, "label_smoothing": 0.1, "validation": 1000, "best_on_validation": True},
     ],
 )
@@ -177,10 +174,12 @@ def test_the_test_curve_has_at_most_twelve_points_and_ends_at_the_end(epochs: in
 
 def test_small_images_are_refused_by_a_network_that_cannot_take_them_and_shorten_the_estimate() -> None:
     images = image_set(24, size=32)
-    small = {"batch_size": 8, "widths": (16, 16, 16), "stem": 8, "sides": "16,16", "share": 1}
+    small = {"batch_size": 8, "widths": (16, 16, 16), "stem": 8, "sides": "16,16"}
     fast = resolve("cifar10.fast", epochs=4, **small)
     job = Job.on(images, images, fast, CPU)
     assert job.estimate(1.0)["training"] == 3 * (2 / 4 + 2)
     assert job.estimate(1.0, done=5)["training"] == 1 / 4 + 6
+    views = 4 + 6  # a point of the curve for each epoch, and test-time augmentation
+    assert job.estimate(1.0)["evaluation"] == pytest.approx(views * 3 / 3)
     with pytest.raises(InputError, match="cannot take images of 24×24"):
         Job.on(images, images, resolve("cifar10.assignment", width=4, batch_size=8, sides="24"), CPU)

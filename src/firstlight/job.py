@@ -18,6 +18,7 @@ from firstlight.data.augment import normalise
 from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
+from firstlight.insight.evaluation import tta_views
 from firstlight.kernels.library import path_on
 from firstlight.models.blocks import count_parameters, evaluating
 from firstlight.models.fast_net import FastNet
@@ -27,7 +28,6 @@ from firstlight.report.progress import cost_after, duration
 from firstlight.runtime import Machine
 from firstlight.training.loop import Objective, TrainState, train_step
 from firstlight.training.lr_finder import LRFinding, range_test
-from firstlight.training.memory import LossMemory
 from firstlight.training.schedule import OneCycle
 
 _SAMPLES = 8
@@ -69,14 +69,7 @@ class Job:
         if recipe.validation:
             train, validation = train.split(recipe.validation, runtime.stream(recipe.seed, "validation"))
         batches = Batches(
-            train,
-            recipe.batch_size,
-            recipe.augment,
-            seed=recipe.seed,
-            machine=machine,
-            sides=recipe.sides,
-            share=recipe.share,
-            random_epochs=recipe.random_epochs,
+            train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine, sides=recipe.sides
         )
         with runtime.seeded(recipe.seed, "weights"):
             model = recipe.model(len(train.classes), train.shape[0])
@@ -113,12 +106,9 @@ class Job:
 
     def state(self) -> TrainState:
         """Return the state of a training of the network, at step 0."""
-        recipe, machine = self.recipe, self.machine
-        memory = None
-        if recipe.share < 1:
-            memory = LossMemory.of(len(self.train), recipe.batch_size, machine.device)
+        recipe = self.recipe
         return TrainState.create(
-            self.model, recipe.optimizer, machine, average_decay=recipe.average_decay, memory=memory
+            self.model, recipe.optimizer, self.machine, average_decay=recipe.average_decay
         )
 
     def step_seconds(self, batches: Batches | None = None) -> float:
@@ -160,8 +150,9 @@ class Job:
         """Return the seconds that each part of the run will take here, about, after `done` steps."""
         recipe = self.recipe
         open_rates = recipe.peak_lr is None or recipe.min_lr is None
-        # A forward pass is a third of a step. Mirrored images, for TTA, are a pass of their own.
-        passes = (len(scored_epochs(recipe.epochs)) + 1) * len(self.test) + recipe.epochs * recipe.validation
+        # A forward pass is a third of a step.
+        tests = len(scored_epochs(recipe.epochs)) + tta_views(recipe.tta_shift)
+        passes = tests * len(self.test) + recipe.epochs * recipe.validation
         return {
             "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
             "training": cost_after(done, self.costs, len(self.batches)) * step_seconds,

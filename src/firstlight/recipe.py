@@ -37,8 +37,6 @@ class Recipe:
         may be a fraction. peak_lr, min_lr: None means found by the learning-rate finder.
     sides: to which the images of the first epochs are resized, one for each of these epochs (progressive
         resizing); later epochs train on whole images.
-    share: of the training images, that an epoch takes: any of them in the first `random_epochs` epochs, and
-        after them those whose loss was highest when they were last seen.
     schedule: "linear" or "cosine". clip_norm, average_decay: 0 is off.
     validation: training images held out, stratified; 0 trains on all. best_on_validation: keep the
         weights of the epoch that was best on them, instead of the last.
@@ -53,8 +51,6 @@ class Recipe:
     batch_size: int = 512
     epochs: int = 24
     sides: tuple[int, ...] = ()
-    share: float = 1.0
-    random_epochs: int = 0
     peak_epoch: float = 5.0
     peak_lr: float | None = None
     min_lr: float | None = None
@@ -76,7 +72,6 @@ class Recipe:
             f"the peak, epoch {self.peak_epoch:g}, lies outside the {self.epochs} epochs of the run",
             f"Set peak_epoch above 0 and at most {self.epochs}.",
         )
-        _require(0 < self.share <= 1, f"share must be above 0 and at most 1, not {self.share:g}")
         _require(min(self.sides, default=1) >= 1, f"sides must be positive, not {_text(self.sides)}")
         for key in ("peak_lr", "min_lr"):
             rate = getattr(self, key)
@@ -90,7 +85,7 @@ class Recipe:
             0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}"
         )
         _require(0 <= self.average_decay < 1, f"average_decay must be in [0, 1), not {self.average_decay}")
-        for key in ("l1", "clip_norm", "random_epochs", "validation", "tta_shift", "seed"):
+        for key in ("l1", "clip_norm", "validation", "tta_shift", "seed"):
             _require(
                 0 <= getattr(self, key) < math.inf, f"{key} must not be negative, but is {getattr(self, key)}"
             )
@@ -127,13 +122,7 @@ class Recipe:
         ratio = number / self.epochs
         count = round(len(self.sides) * ratio)
         sides = tuple(self.sides[min(int(epoch / ratio), len(self.sides) - 1)] for epoch in range(count))
-        return dataclasses.replace(
-            self,
-            epochs=number,
-            peak_epoch=self.peak_epoch * ratio,
-            sides=sides,
-            random_epochs=round(self.random_epochs * ratio),
-        )
+        return dataclasses.replace(self, epochs=number, peak_epoch=self.peak_epoch * ratio, sides=sides)
 
     def replace(self, **settings: Any) -> Recipe:
         """Return the recipe with some settings changed.

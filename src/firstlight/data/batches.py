@@ -45,8 +45,6 @@ def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: in
 class Batches:
     """Shuffled, augmented batches for training; the last short batch of an epoch is dropped.
 
-    share: of the images, that an epoch takes: any of them in the first `random_epochs` epochs, and those
-        with the highest losses after them.
     sides: to which the augmented images of the first epochs are resized, one for each of these epochs.
     On a GPU the whole set lies on the device, so that a step waits for no host.
     """
@@ -60,50 +58,31 @@ class Batches:
         seed: int,
         machine: Machine,
         sides: Sequence[int] = (),
-        share: float = 1.0,
-        random_epochs: int = 0,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        taken = round(len(images) * share)
-        if batch_size > taken:
+        if batch_size > len(images):
             raise InputError(
-                f"a batch of {batch_size} is larger than the {taken} training images",
-                f"Use --set batch_size=N with N ≤ {taken}.",
+                f"a batch of {batch_size} is larger than the {len(images)} training images",
+                f"Use --set batch_size=N with N ≤ {len(images)}.",
             )
         self.images, self.batch_size, self.augmentations = images, batch_size, tuple(augmentations)
         self.seed, self.machine, self.sides = seed, machine, tuple(sides)
-        self._taken, self._random_epochs = taken, random_epochs
         self._pixels = images.images.to(machine.device)
         self._labels = images.labels.to(machine.device)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return self._taken // self.batch_size
+        return len(self.images) // self.batch_size
 
-    def order(self, epoch: int, losses: Tensor | None = None) -> Tensor:
-        """Return the places of an epoch's images in the set, on the device, int64; see `epoch`."""
-        return self._plan(epoch, losses).order
-
-    def _plan(self, epoch: int, losses: Tensor | None) -> Plan:
-        plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
-        device = self.machine.device
-        plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
-        if losses is None or epoch < self._random_epochs:
-            return plan.rows(0, self._taken)
-        hardest = losses[plan.order].argsort(descending=True, stable=True)[: self._taken]
-        kept = hardest.sort().values  # in the order in which the epoch drew them
-        return Plan(plan.order[kept], tuple(drawn[kept] for drawn in plan.draws))
-
-    def epoch(
-        self, epoch: int, first: int = 0, losses: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) of an epoch, from its batch number `first` on.
 
         Images are normalised, channels-last, in the machine's precision; labels int64.
-        losses: of every image of the set when it was last seen, N on the device; None takes any images.
         """
-        plan = self._plan(epoch, losses)
+        plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
+        device = self.machine.device
+        plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
         for batch in range(first, len(self)):
             part = plan.rows(batch * self.batch_size, (batch + 1) * self.batch_size)
             images = self._images(part)

@@ -173,6 +173,11 @@ def evaluate(
     return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, tta)
 
 
+def tta_views(shift: int) -> int:
+    """Return how many views of each image test-time augmentation looks at; see `evaluate`."""
+    return 6 if shift else 2
+
+
 def _views(images: Tensor, shift: int) -> list[tuple[Tensor, float]]:
     """Return the views of test-time augmentation with their weights, which add up to 1."""
     placed = [(images, 1.0)]

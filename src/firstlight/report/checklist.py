@@ -76,7 +76,7 @@ def checklist(
             _are_transforms(recipe.augment) and not recipe.sides,
         ),
         Line(f"batch size {recipe.batch_size}, last short batch dropped", recipe.batch_size == 512),
-        Line(f"{recipe.epochs} epochs", ran(recipe.epochs == 24 and recipe.share == 1, done)),
+        Line(f"{recipe.epochs} epochs", ran(recipe.epochs == 24, done)),
         Line(
             f"one-cycle, {recipe.schedule}, highest at the end of epoch {recipe.peak_epoch:.3g}",
             ran(recipe.peak_epoch == 5, peaks),
@@ -106,7 +106,6 @@ def free_choices(
     return {
         **_plan(recipe),
         "size of the images": _sizes(recipe.sides),
-        "images of an epoch": _chosen(recipe),
         "optimizer": f"{type(optimizer).__name__}, {settings}",
         "weight decay": f"{optimizer.weight_decay:g}, on all weights"
         + (" but filters" if isinstance(optimizer, Muon) else ""),
@@ -130,13 +129,6 @@ def _sizes(sides: tuple[int, ...]) -> str:
     """Say to what the images of the first epochs are resized, as in "2 at 16×16, 4 at 24×24, then whole"."""
     runs = [f"{len(list(same))} at {side}×{side}" for side, same in itertools.groupby(sides)]
     return ", ".join(["epochs: " + runs[0], *runs[1:], "then whole"]) if runs else "whole"
-
-
-def _chosen(recipe: Recipe) -> str:
-    """Say which images an epoch takes."""
-    if recipe.share == 1:
-        return "all"
-    return f"{recipe.share:.0%}; after epoch {recipe.random_epochs} those whose last loss was highest"
 
 
 def _plan(recipe: Recipe) -> dict[str, str]:

@@ -15,26 +15,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from firstlight.errors import Diverged, InputError
 from firstlight.runtime import Machine, Stopwatch
 from firstlight.training.history import Epoch
-from firstlight.training.memory import LossMemory
 from firstlight.training.optimizers import OptimizerSpec
 
 
 class BatchSource(Protocol):
-    """Where batches come from.
-
-    `epoch(e, first, losses)` yields (images, labels) from batch `first` of epoch e on; `order` lists the
-    places of all its images. losses: of every image when last seen, where the choice depends on them.
-    """
+    """Where batches come from: `epoch(e, first)` yields (images, labels) from batch `first` of epoch e on."""
 
     batch_size: int
 
     def __len__(self) -> int: ...
 
-    def epoch(
-        self, epoch: int, first: int = 0, losses: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-    def order(self, epoch: int, losses: Tensor | None = None) -> Tensor: ...
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class TrainState:
 
     sums: on the device, of the current epoch: loss × images, right answers, images.
     first_bad_step: on the device; the first step whose loss was not finite, -1 while there is none.
-    memory: of the losses of all images, where epochs leave some out. seconds: of training so far.
+    seconds: of training so far.
     """
 
     model: nn.Module
@@ -69,19 +60,12 @@ class TrainState:
     scaler: torch.amp.GradScaler | None
     sums: Tensor
     first_bad_step: Tensor
-    memory: LossMemory | None = None
     step: int = 0
     seconds: float = 0.0
 
     @classmethod
     def create(
-        cls,
-        model: nn.Module,
-        optimizer: OptimizerSpec,
-        machine: Machine,
-        *,
-        average_decay: float = 0.0,
-        memory: LossMemory | None = None,
+        cls, model: nn.Module, optimizer: OptimizerSpec, machine: Machine, *, average_decay: float = 0.0
     ) -> TrainState:
         """Place a model on the machine and start at step 0.
 
@@ -99,7 +83,6 @@ class TrainState:
             scaler=torch.amp.GradScaler(device.type) if machine.precision == "fp16" else None,
             sums=torch.zeros(3, device=device),
             first_bad_step=torch.full((), -1, dtype=torch.int64, device=device),
-            memory=memory,
         )
 
     @property
@@ -150,8 +133,6 @@ def train_step(
         state.average.update_parameters(model)
     loss = loss.detach()
     with torch.no_grad():
-        if state.memory is not None:
-            state.memory.batch.copy_(F.cross_entropy(logits.float(), labels, reduction="none"))
         right = (logits.argmax(1) == labels).sum()
         state.sums += torch.stack([loss * len(labels), right, torch.full_like(loss, len(labels))])
         is_first = ~torch.isfinite(loss) & (state.first_bad_step < 0)
@@ -185,18 +166,12 @@ def fit(
         if first == 0:
             state.sums.zero_()
             epoch_seconds, epoch_first = state.seconds, state.step
-            if state.memory is not None:
-                state.memory.begin_epoch()
-        known = None if state.memory is None else state.memory.known
-        places = () if known is None else batches.order(epoch, known).split(batches.batch_size)
         state.model.train()
         last_tick = time.perf_counter()
         watch.start()
-        for number, (images, labels) in enumerate(batches.epoch(epoch, first, known), first):
+        for images, labels in batches.epoch(epoch, first):
             lr = schedule(state.step)
             train_step(state, images, labels, lr, objective, machine)
-            if state.memory is not None:
-                state.memory.keep(places[number])
             ended = state.step % len(batches) == 0
             if not ended and time.perf_counter() - last_tick < tick_seconds:
                 continue

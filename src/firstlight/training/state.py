@@ -49,8 +49,6 @@ def capture(state: TrainState, best: Best | None = None) -> Captured:
                 tensors[f"optimizer.{index}.{slot}"] = value
             else:
                 plain[f"{index}.{slot}"] = value
-    if state.memory is not None:
-        tensors |= {"losses.known": state.memory.known, "losses.now": state.memory.now}
     tensors |= {"sums": state.sums, "first_bad_step": state.first_bad_step}
     facts = {
         "step": state.step,
@@ -72,9 +70,6 @@ def restore(state: TrainState, captured: Captured, best: Best | None = None) -> 
         if state.average is not None:
             state.average.load_state_dict(_part(tensors, "average."))
         _restore_optimizer(state, _part(tensors, "optimizer."), facts["optimizer"])
-        if state.memory is not None:
-            state.memory.known.copy_(tensors["losses.known"])
-            state.memory.now.copy_(tensors["losses.now"])
         state.sums.copy_(tensors["sums"])
         state.first_bad_step.copy_(tensors["first_bad_step"])
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
