@@ -15,6 +15,7 @@ from firstlight.recipes import cifar10, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10.assignment": cifar10.assignment,
+    "cifar10.assignment_plus": cifar10.assignment_plus,
     "cifar10.fast": cifar10.fast,
     "shapes.demo": shapes.demo,
 }
