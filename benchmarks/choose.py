@@ -1,6 +1,6 @@
 """Try changes to a recipe on images held out of training; the test set is not read.
 
-    python benchmarks/choose.py cifar10.fast --data-dir DIR [--seeds 0 1] [--held-out 5000]
+    python benchmarks/choose.py cifar10.fast --data-dir DIR [--seeds 0 1] [--held-out 10000]
         [--try "peak_lr=0.3"] [--try "batch_size=500 peak_lr=0.1"] [--record]
 
 Every variant is trained from each seed on the same 50,000 - N training images, in the same order and with
@@ -13,7 +13,9 @@ With --record each run becomes a row of choices.csv, which LOG.md refers to.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,10 +26,12 @@ from torch.nn import functional as F
 from firstlight import runtime
 from firstlight.insight.evaluation import Evaluation, evaluate
 from firstlight.job import Job, resolve
-from firstlight.runtime import Machine
+from firstlight.recipe import Recipe
 from firstlight.training.loop import fit
 
 CHOICES = Path(__file__).with_name("choices.csv")
+AS_IT_STANDS = "as it stands"
+Change = Callable[[Recipe], Recipe]
 
 
 def calibrated_loss(answers: Evaluation) -> float:
@@ -60,55 +64,78 @@ def score(job: Job) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--data-dir", type=Path, help="where the data is; the cache otherwise")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--held-out", type=int, default=5000)
-    parser.add_argument("--try", dest="variants", action="append", default=[], metavar="SETTINGS")
-    parser.add_argument("--only", action="store_true", help="leave out the recipe as it stands")
-    parser.add_argument("--record", action="store_true", help="append rows to choices.csv")
-    arguments = parser.parse_args()
+def compare(
+    name: str,
+    changes: Mapping[str, Change],
+    arguments: argparse.Namespace,
+    *,
+    prepare: Callable[[str, Job], None] = lambda change, job: None,
+    note: str = "",
+) -> None:
+    """Train and score a recipe once for each seed and change; print means, and record rows if asked.
+
+    prepare: called with the name of the change and the job before it is trained.
+    """
     machine = runtime.prepare()
-    base = resolve(arguments.recipe, validation=arguments.held_out)
+    base = resolve(name, validation=arguments.held_out)
     train, test = base.data.load(arguments.data_dir)
     nothing = test.subset(torch.arange(0))  # so that nothing here can look at it
-    variants = arguments.variants if arguments.only else ["", *arguments.variants]
-    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+    scores: dict[str, list[dict[str, float]]] = {change: [] for change in changes}
     for seed in arguments.seeds:
-        for variant in variants:
-            settings = dict(word.split("=", 1) for word in variant.split())
-            job = Job.on(train, nothing, resolve(base, seed=seed, **settings), machine)
-            print(f"seed {seed}: {variant or 'as it stands'}", flush=True)
+        for change, made in changes.items():
+            recipe = made(dataclasses.replace(base, seed=seed))
+            job = Job.on(train, nothing, recipe, machine)
+            prepare(change, job)
+            print(f"seed {seed}: {change or AS_IT_STANDS}", flush=True)
             found = score(job)
-            scores[variant].append(found)
+            scores[change].append(found)
             print("  " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()), flush=True)
             if arguments.record:
-                add_row(_row(base.name, variant, seed, arguments.held_out, found, machine), CHOICES)
+                row = {
+                    "date": datetime.now(UTC).date().isoformat(),
+                    "recipe": name,
+                    "change": change,
+                    "seed": seed,
+                    "held_out": arguments.held_out,
+                    **{key: round(value, 5) for key, value in found.items()},
+                    "hardware": machine.hardware,
+                    "precision": machine.precision,
+                    "note": note,
+                }
+                add_row(row, CHOICES)
     print("\n| change | n | accuracy | with TTA | calibrated | seconds |")
     print("| --- " * 6 + "|")
-    for variant, runs in scores.items():
+    for change, runs in scores.items():
         mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
         print(
-            f"| {variant or 'as it stands'} | {len(runs)} | {mean['accuracy']:.2%} "
+            f"| {change or AS_IT_STANDS} | {len(runs)} | {mean['accuracy']:.2%} "
             f"| {mean['accuracy_tta']:.2%} | {mean['calibrated_loss']:.4f} | {mean['train_seconds']:.0f} |"
         )
 
 
-def _row(
-    recipe: str, variant: str, seed: int, held_out: int, found: dict[str, float], machine: Machine
-) -> dict[str, str | int | float]:
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "recipe": recipe,
-        "change": variant,
-        "seed": seed,
-        "held_out": held_out,
-        **{key: round(value, 5) for key, value in found.items()},
-        "hardware": machine.hardware,
-        "precision": machine.precision,
-    }
+def options(description: str) -> argparse.ArgumentParser:
+    """Return a parser of what every comparison can be told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-dir", type=Path, help="where the data is; the cache otherwise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--held-out", type=int, default=10_000)
+    parser.add_argument("--record", action="store_true", help="append rows to choices.csv")
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--try", dest="variants", action="append", default=[], metavar="SETTINGS")
+    parser.add_argument("--only", action="store_true", help="leave out the recipe as it stands")
+    arguments = parser.parse_args()
+    variants = arguments.variants if arguments.only else ["", *arguments.variants]
+    compare(arguments.recipe, {variant: _settings(variant) for variant in variants}, arguments)
+
+
+def _settings(text: str) -> Change:
+    settings = dict(word.split("=", 1) for word in text.split())
+    return lambda recipe: resolve(recipe, **settings)
 
 
 if __name__ == "__main__":
