@@ -20,7 +20,8 @@ from firstlight.report.opened import Run
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "runs"
-PAGES = ("README.md", "docs/page.md")
+CHOICES = ROOT / "benchmarks" / "choices.csv"
+PAGES = ("README.md", "docs/page.md", "docs/fast.md")
 
 
 def results(rows: list[dict[str, str]]) -> str:
@@ -113,6 +114,55 @@ def speed(rows: list[dict[str, str]]) -> str:
         f"{number['baseline_first_step_seconds']:.1f}, and {number['peak_gigabytes']:.2f} GB of memory are "
         f"enough instead of {number['baseline_peak_gigabytes']:.2f}."
     )
+
+
+def fast(rows: list[dict[str, str]]) -> str:
+    """How good and how fast the newest `cifar10.fast` on a CPU is, its time also in R."""
+    runs = [row for row in rows if row.get("recipe") == "cifar10.fast" and row.get("device") == "cpu"]
+    if not runs:
+        return ""
+    same = ("epochs", "hardware", "precision")
+    runs = [row for row in runs if all(row[key] == runs[-1][key] for key in same)]
+    plain, moved = (
+        Spread(tuple(float(run[key]) for run in runs)) for key in ("test_accuracy", "test_accuracy_tta")
+    )
+    clock = [sum(float(run[key] or 0) for key in _CLOCK) for run in runs]
+    measured = [row for row in rows if row.get("r_seconds") and row["hardware"] == runs[-1]["hardware"]]
+    interval = "" if moved.interval is None else ", 95 % interval of the mean {:.2%} to {:.2%}"
+    scatter = "" if moved.sd is None else f" (n = {len(runs)}, sd {moved.sd:.2%}"
+    scatter += interval.format(*moved.interval or ()) + ")" if scatter else ""
+    text = (
+        f"`cifar10.fast`: **{moved.mean:.2%} with test-time augmentation**{scatter}, {plain.mean:.2%} "
+        f"without, {statistics.mean(clock):.0f} s from the first step to the last forward pass of that "
+        f"augmentation ({runs[-1]['hardware']}, {runs[-1]['precision']})"
+    )
+    if measured:
+        r = float(measured[-1]["r_seconds"])
+        text += f": **{statistics.mean(clock) / r:.2f} R**, with R = {r:.0f} s what the stock loop needs "
+        text += "for 50,000 images of the assignment"
+    return text + "."
+
+
+_CLOCK = ("train_seconds", "checkpoint_seconds", "tta_seconds")
+
+
+def ablations(rows: list[dict[str, str]]) -> str:
+    """What `cifar10.fast` loses without each of its parts, from choices.csv; means over the seeds."""
+    tried: dict[str, list[dict[str, str]]] = {}
+    for row in read_rows(CHOICES):
+        if row["note"] == "ablation":
+            tried.setdefault(row["change"], []).append(row)
+    lines = [
+        "| without | n | accuracy with TTA | calibrated | training |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for change, runs in tried.items():
+        accuracy, loss, seconds = (
+            statistics.mean(float(run[key]) for run in runs)
+            for key in ("accuracy_tta", "calibrated_loss", "train_seconds")
+        )
+        lines.append(f"| {change} | {len(runs)} | {accuracy:.2%} | {loss:.3f} | {seconds:.0f} s |")
+    return "\n".join(lines) if tried else ""
 
 
 def pointing(rows: list[dict[str, str]]) -> str:
@@ -222,6 +272,8 @@ PARTS = {
     "rates": rates,
     "pipeline": pipeline,
     "speed": speed,
+    "fast": fast,
+    "ablations": ablations,
     "pointing": pointing,
     "suspects": suspects,
     "trained": trained,
