@@ -153,7 +153,7 @@ def ablations(rows: list[dict[str, str]]) -> str:
         if row["note"] == "ablation":
             tried.setdefault(row["change"], []).append(row)
     lines = [
-        "| without | n | accuracy with TTA | calibrated | training |",
+        "| change | n | accuracy with TTA | calibrated | training |",
         "| --- | --- | --- | --- | --- |",
     ]
     for change, runs in tried.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,6 +24,14 @@ RESULTS = ROOT / "benchmarks" / "results.csv"
 def rows() -> list[dict[str, str]]:
     with RESULTS.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def tables() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("tables")
+    finally:
+        sys.path.pop(0)
 
 
 def test_the_readme_says_what_the_rows_say() -> None:
@@ -41,17 +51,29 @@ def test_the_readme_says_what_the_rows_say() -> None:
         ("README.md", r"(<!-- analysis -->[^<]*What it confuses\.\*\* )\d"),
         ("docs/page.md", r"(<!-- pointing -->[^<]*\| Grad-CAM \| 8×8 \| \d \| )\d"),
         ("docs/page.md", r"(<!-- suspects -->[^<]*\| firstlight \| )\d"),
+        ("docs/fast.md", r"(<!-- fast -->[^<]*\*\*)\d"),
+        ("docs/fast.md", r"(<!-- ablations -->[^<]*\| as it stands \| )\d"),
     ],
 )
 def test_a_changed_number_on_a_page_is_noticed(page: str, number: str) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import tables
-    finally:
-        sys.path.pop(0)
     text = (ROOT / page).read_text(encoding="utf-8")
     altered = re.sub(number, r"\g<1>8", text, count=1)
-    assert altered != text and tables.filled(altered, rows()) == text
+    assert altered != text and tables().filled(altered, rows()) == text
+
+
+def test_the_clock_of_the_fast_recipe_runs_to_the_last_view_and_its_older_versions_do_not_count() -> None:
+    run = {"recipe": "cifar10.fast", "device": "cpu", "hardware": "a chip", "precision": "bf16"}
+    old = {**run, "epochs": "8", "test_accuracy": "0.5", "test_accuracy_tta": "0.5"}
+    new = {**run, "epochs": "10", "test_accuracy": "0.90", "checkpoint_seconds": "1.5", "tta_seconds": "8.5"}
+    seeds = [
+        {**new, "test_accuracy_tta": "0.91", "train_seconds": "130"},
+        {**new, "test_accuracy_tta": "0.93", "train_seconds": "150"},
+    ]
+    yardsticks = [{"hardware": "a chip", "r_seconds": "100"}, {"hardware": "another", "r_seconds": "7"}]
+    said = tables().fast([old, *seeds, *yardsticks])
+    assert "**92.00% with test-time augmentation** (n = 2" in said and "90.00% without" in said
+    assert "150 s from the first step" in said and "**1.50 R**, with R = 100 s" in said
+    assert tables().fast(yardsticks) == ""
 
 
 @pytest.mark.parametrize(
