@@ -138,8 +138,8 @@ def fast(rows: list[dict[str, str]]) -> str:
     )
     if measured:
         r = float(measured[-1]["r_seconds"])
-        text += f": **{statistics.mean(clock) / r:.2f} R**, with R = {r:.0f} s what the stock loop needs "
-        text += "for 50,000 images of the assignment"
+        text += f": **{statistics.mean(clock) / r:.2f} R**, with R the time that the stock loop needs for "
+        text += f"50,000 images of the assignment ({r:.0f} s)"
     return text + "."
 
 
