@@ -62,12 +62,16 @@ def test_impossible_whitenings_are_refused(outputs: int) -> None:
 def test_the_network_stage_by_stage() -> None:
     with torch.device("meta"):
         model = FastNet(10)
-    found = {layer.name: layer.output for layer in layers(model, (3, 32, 32))}
+    listed = layers(model, (3, 32, 32))
+    found = {layer.name: layer.output for layer in listed}
     grids = {"whiten.0": (32, 32, 32), "stage1.1.gelu": (64, 16, 16), "stage2.1.gelu": (256, 8, 8)}
     grids |= {"stage3.1.gelu": (256, 4, 4), "pool": (256, 1, 1), "linear": (10,)}
     assert {name: found[name] for name in grids} == grids
     filters = 9 * (32 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
-    assert count_parameters(model) == filters + 2 * (64 + 256 + 256) + 2560
+    learned = filters + 2 * (64 + 256 + 256) + 2560
+    assert count_parameters(model) == sum(layer.parameters for layer in listed) == learned
+    assert listed[0].operation == "conv 3×3, stride 1, padding 1, frozen" and not listed[0].parameters
+    assert {layer.name: layer.operation for layer in listed}["pool"] == "max-pool to 1×1"
     assert list(model.endpoints()) == ["whiten", "stage1", "stage2", "stage3"]
 
 

@@ -97,7 +97,7 @@ class Residual(nn.Module):
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of a network's table: where, what, what comes out (without the batch), and its parameters."""
+    """One line of a network's table: where, what, what comes out (without the batch), what is learned."""
 
     name: str
     operation: str
@@ -111,7 +111,8 @@ def layers(model: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, _: object, output: Tensor) -> None:
-        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        own = list(module.parameters(recurse=False))
+        count = sum(parameter.numel() for parameter in own if parameter.requires_grad)
         rows.append(Layer(names[module], _operation(module), tuple(output.shape[1:]), count))
 
     watched = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
@@ -130,9 +131,12 @@ def _operation(module: nn.Module) -> str:
     match module:
         case nn.Conv2d():
             height, width = module.kernel_size
-            return f"conv {height}×{width}, stride {module.stride[0]}, padding {module.padding[0]}"
+            frozen = "" if module.weight.requires_grad else ", frozen"
+            return f"conv {height}×{width}, stride {module.stride[0]}, padding {module.padding[0]}{frozen}"
         case nn.MaxPool2d():
             return f"max-pool {module.kernel_size}"
+        case nn.AdaptiveMaxPool2d():
+            return f"max-pool to {module.output_size}×{module.output_size}"
         case nn.BatchNorm2d():
             return "batch norm"
         case nn.Linear():

@@ -29,7 +29,7 @@ def assignment() -> Recipe:
 
 
 def assignment_plus() -> Recipe:
-    """The assignment's network, transforms, batch, epochs and one-cycle, with all else as it is best.
+    """The assignment's network, transforms, batch and one-cycle; what it leaves free is chosen for accuracy.
 
     A draft: no figure of it is published yet.
     """
@@ -54,8 +54,8 @@ def assignment_plus() -> Recipe:
 def fast() -> Recipe:
     """The most accuracy per second: a plain network, ten epochs, the first five on smaller images.
 
-    A draft: no figure of it is published yet. After airbench94_muon (KellerJordan/cifar10-airbench), for a
-    CPU; what each part was tried against stands in LOG.md.
+    After airbench94_muon (KellerJordan/cifar10-airbench), for a CPU. docs/fast.md tells what each part is
+    worth, LOG.md what it was tried against.
     """
     return Recipe(
         name="cifar10.fast",
