@@ -78,14 +78,14 @@ def _run(
     backwards: bool,
 ) -> Tensor:
     outputs, inputs = weight.shape[:2]
-    filters = torch.empty(16 * inputs * outputs, dtype=torch.bfloat16)
-    load().call("transform_filters", weight, filters, inputs, outputs, int(backwards))
+    filters, scale = torch.empty(16 * inputs * outputs, dtype=torch.int16), torch.empty(())
+    load().call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
     result = torch.empty(shape, dtype=torch.bfloat16, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
     unpooled = 1 if places_in is None else 2
     load().call(
         "convolve",
-        *(images, places_in, filters, result, places_out),
+        *(images, places_in, filters, scale, result, places_out),
         *(count, unpooled * height, unpooled * width, channels, shape[1]),
     )
     return result
@@ -98,7 +98,7 @@ def _filter_gradient(images: Tensor, gradient: Tensor, places: Tensor | None, we
     sums = torch.empty(16 * inputs * outputs)
     size = torch.zeros((), dtype=torch.int64)
     load().call("filter_gradient_work", inputs, outputs, size)
-    work = torch.empty(int(size), dtype=torch.bfloat16)
+    work = torch.empty(int(size), dtype=torch.int16)
     result = torch.empty_like(weight, memory_format=_LAYOUT)
     load().call(
         "convolve_filter_gradient",

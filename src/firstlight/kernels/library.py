@@ -20,9 +20,11 @@ from torch import Tensor
 
 from firstlight.runtime import Machine, cache_folder
 
-_SOURCES = ("bf16.h", "winograd.cpp", "norm.cpp")
+_SOURCES = ("bf16.h", "products.h", "winograd.cpp", "norm.cpp")
 _EXTENSIONS = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))
 _FLAGS = ("-O3", "-std=c++17", "-mfma", *_EXTENSIONS, "-fopenmp", "-fPIC", "-shared", "-w")
+_FACTORS = {"FP16": ("-mavx512fp16",), "BF16": ()}
+"""In which format the factors of products may be, best first, and the flags that choose it."""
 _COMPILERS = ("g++", "clang++", "c++")
 _SECONDS = 120.0
 
@@ -51,15 +53,18 @@ def load() -> Kernels:
     """Return the compiled operations, built now where they were not yet (a few seconds, once a machine).
 
     They need x86-64 Linux, AVX-512 BF16 and a C++ compiler. With AMX the operations of torch are
-    faster. FIRSTLIGHT_KERNELS=plain asks for the plain ones, =compiled for these in spite of AMX.
+    faster. FIRSTLIGHT_KERNELS=plain asks for the plain ones, =compiled for these in spite of AMX, and
+    =bf16 for these with factors in bf16 where the chip has AVX-512 FP16 too.
     """
     if reason := _unfit():
         return Kernels(None, f"plain operations: {reason}")
-    try:
-        built = _built()
-        return Kernels(ctypes.CDLL(str(built)), "compiled for AVX-512 BF16 (Winograd convolutions)")
-    except _Unbuilt as error:
-        return Kernels(None, f"plain operations: {error}")
+    for factors in _formats():
+        try:
+            library = ctypes.CDLL(str(_built(_FACTORS[factors])))
+            return Kernels(library, f"compiled for AVX-512 {factors} (Winograd convolutions)")
+        except _Unbuilt as error:
+            reason = str(error)
+    return Kernels(None, f"plain operations: {reason}")
 
 
 def path_on(machine: Machine) -> str:
@@ -81,13 +86,25 @@ def _in_c(argument: Tensor | float | None) -> Any:
             return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
+def _chosen() -> str:
+    return os.environ.get("FIRSTLIGHT_KERNELS", "")
+
+
+def _formats() -> list[str]:
+    """List the formats of factors that this chip multiplies, those that the user left, best first."""
+    # Not in every torch; one without it says nothing about fp16.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    has_fp16 = capabilities.get("avx512_fp16", False) and _chosen() != "bf16"
+    return [name for name in _FACTORS if name == "BF16" or has_fp16]
+
+
 class _Unbuilt(Exception):
     """Why there is no library, in words."""
 
 
 def _unfit() -> str:
     """Say why this machine or its user wants the plain operations; nothing where the compiled ones fit."""
-    chosen = os.environ.get("FIRSTLIGHT_KERNELS", "")
+    chosen = _chosen()
     if chosen == "plain":
         return "FIRSTLIGHT_KERNELS=plain asks for them"
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -97,7 +114,7 @@ def _unfit() -> str:
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     if not has_bf16:
         return "no AVX-512 BF16 here"
-    if has_tiles and chosen != "compiled":
+    if has_tiles and chosen not in ("compiled", "bf16"):
         return "torch's own convolutions use AMX"
     # Whoever limits torch to an older processor means all that computes.
     limited = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -106,12 +123,13 @@ def _unfit() -> str:
     return ""
 
 
-def _built() -> Path:
-    """Return the library's file, compiled now unless the same sources were before."""
+def _built(extra: tuple[str, ...]) -> Path:
+    """Return the library's file, compiled now with these flags too unless the same sources were before."""
     here = Path(__file__).parent
     sources = [(here / name).read_bytes() for name in _SOURCES]
     openmp = _openmp()
-    recipe = repr((_FLAGS, openmp, platform.libc_ver())).encode()
+    flags = (*_FLAGS, *extra)
+    recipe = repr((flags, openmp, platform.libc_ver())).encode()
     name = f"kernels-{hashlib.sha256(recipe + b''.join(sources)).hexdigest()[:16]}.so"
     kept = cache_folder() / name
     if kept.exists():
@@ -125,7 +143,7 @@ def _built() -> Path:
         with tempfile.TemporaryDirectory(dir=kept.parent) as place:
             fresh = Path(place) / name
             units = [str(here / source) for source in _SOURCES if source.endswith(".cpp")]
-            command = [compiler, *_FLAGS, *units, "-o", str(fresh), *openmp]
+            command = [compiler, *flags, *units, "-o", str(fresh), *openmp]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
             if done.returncode:
                 said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")

@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "bf16.h"
+#include "products.h"
 
 namespace {
 
@@ -64,15 +64,16 @@ inline __m512 at_place(const bf16* values, const uint8_t* places, long place) {
   return widen(_mm256_maskz_loadu_epi16(here, values));
 }
 
-// 16 channels of B' d B.
+// 16 channels of B' d B, times `scale`.
 template <bool pooled>
-inline void transform_patch(const Patch& patch, long c, __m512 (&out)[kPlaces]) {
+inline void transform_patch(const Patch& patch, long c, float scale, __m512 (&out)[kPlaces]) {
   __m512 d[kPlaces];
 #pragma GCC unroll 16
   for (long i = 0; i < kPlaces; i++)
     // The patch begins at an odd row and column, so its pixel (1, 1) is place 0 of its window.
-    d[i] = pooled ? at_place(patch.values[i] + c, patch.places[i] + c, (i / 4 + 1) % 2 * 2 + (i + 1) % 2)
-                  : load(patch.values[i] + c);
+    d[i] = Factors::scaled(pooled ? at_place(patch.values[i] + c, patch.places[i] + c, (i / 4 + 1) % 2 * 2 + (i + 1) % 2)
+                                  : load(patch.values[i] + c),
+                           scale);
   __m512 b[kPlaces];
 #pragma GCC unroll 4
   for (long j = 0; j < 4; j++) {
@@ -92,23 +93,23 @@ inline void transform_patch(const Patch& patch, long c, __m512 (&out)[kPlaces]) 
 
 // [f][tile][channel], planes `plane` apart: the left side of a product over channels.
 template <bool pooled>
-void transform_images(const Images& x, long first, long tiles, const bf16* zeros, bf16* out, long plane) {
+void transform_images(const Images& x, float scale, long first, long tiles, const bf16* zeros, factor* out, long plane) {
   Patch patch;
   for (long t = 0; t < tiles; t++) {
     locate(x, first + t, zeros, patch);
     for (long c = 0; c < x.C; c += 16) {
       __m512 v[kPlaces];
-      transform_patch<pooled>(patch, c, v);
+      transform_patch<pooled>(patch, c, scale, v);
 #pragma GCC unroll 16
-      for (long f = 0; f < kPlaces; f++) store(out + f * plane + t * x.C + c, v[f]);
+      for (long f = 0; f < kPlaces; f++) store_factors(out + f * plane + t * x.C + c, v[f]);
     }
   }
 }
 
 // [f][channels / 16][tile / 2][16][2]: the left side of a product over tiles, of which these are from `begin` to `end`,
 // both even. An odd tile out is paired with zeros.
-void transform_image_pairs(const Images& x, long first, long begin, long end, long tiles, const bf16* zeros, bf16* out,
-                           long plane) {
+void transform_image_pairs(const Images& x, float scale, long first, long begin, long end, long tiles, const bf16* zeros,
+                           factor* out, long plane) {
   const long pairs = (tiles + 1) / 2;
   Patch patch, other;
   for (long t = begin; t < end; t += 2) {
@@ -119,8 +120,8 @@ void transform_image_pairs(const Images& x, long first, long begin, long end, lo
       std::fill(other.values, other.values + kPlaces, zeros);
     for (long c = 0; c < x.C; c += 16) {
       __m512 v[kPlaces], w[kPlaces];
-      transform_patch<false>(patch, c, v);
-      transform_patch<false>(other, c, w);
+      transform_patch<false>(patch, c, scale, v);
+      transform_patch<false>(other, c, scale, w);
 #pragma GCC unroll 16
       for (long f = 0; f < kPlaces; f++) store_pairs(out + f * plane + (c / 16 * pairs + t / 2) * 32, v[f], w[f]);
     }
@@ -138,12 +139,13 @@ void locate(const Images& y, long t, const bf16* zeros, Window& window) {
   }
 }
 
-// 16 channels of A y A' for the 2x2 gradients of a tile.
-inline void transform_gradient(const Window& window, long c, __m512 (&out)[kPlaces]) {
+// 16 channels of A y A', times `scale`, for the 2x2 gradients of a tile.
+inline void transform_gradient(const Window& window, long c, float scale, __m512 (&out)[kPlaces]) {
   __m512 g[4];
 #pragma GCC unroll 4
   for (long i = 0; i < 4; i++)
-    g[i] = window.places ? at_place(window.values[i] + c, window.places + c, i) : load(window.values[i] + c);
+    g[i] = Factors::scaled(
+        window.places ? at_place(window.values[i] + c, window.places + c, i) : load(window.values[i] + c), scale);
   __m512 a[8];
 #pragma GCC unroll 2
   for (long j = 0; j < 2; j++) {
@@ -162,8 +164,8 @@ inline void transform_gradient(const Window& window, long c, __m512 (&out)[kPlac
 }
 
 // [f][channels / 16 V][tile / 2][16 V][2]: the right side of the same product.
-void transform_gradient_pairs(const Images& y, long first, long begin, long end, long tiles, long V, const bf16* zeros,
-                              bf16* out, long plane) {
+void transform_gradient_pairs(const Images& y, float scale, long first, long begin, long end, long tiles, long V,
+                              const bf16* zeros, factor* out, long plane) {
   const long pairs = (tiles + 1) / 2, width = 16 * V;
   Window window, other;
   for (long t = begin; t < end; t += 2) {
@@ -171,20 +173,20 @@ void transform_gradient_pairs(const Images& y, long first, long begin, long end,
     if (t + 1 < tiles) locate(y, first + t + 1, zeros, other);
     for (long c = 0; c < y.C; c += 16) {
       __m512 v[kPlaces], w[kPlaces];
-      transform_gradient(window, c, v);
+      transform_gradient(window, c, scale, v);
       if (t + 1 < tiles)
-        transform_gradient(other, c, w);
+        transform_gradient(other, c, scale, w);
       else
         std::fill(w, w + kPlaces, _mm512_setzero_ps());
-      bf16* to = out + ((c / width * pairs + t / 2) * width + c % width) * 2;
+      factor* to = out + ((c / width * pairs + t / 2) * width + c % width) * 2;
 #pragma GCC unroll 16
       for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, v[f], w[f]);
     }
   }
 }
 
-// 16 channels of A' m A; m's planes lie `plane` apart.
-inline void transform_back(const float* m, long plane, __m512 (&y)[4]) {
+// 16 channels of A' m A, divided by `scale`, a power of two; m's planes lie `plane` apart.
+inline void transform_back(const float* m, long plane, float scale, __m512 (&y)[4]) {
   __m512 a[8];
 #pragma GCC unroll 4
   for (long j = 0; j < 4; j++) {
@@ -195,10 +197,14 @@ inline void transform_back(const float* m, long plane, __m512 (&y)[4]) {
   }
 #pragma GCC unroll 2
   for (long i = 0; i < 2; i++) {
-    y[2 * i] = a[4 * i] + a[4 * i + 1] + a[4 * i + 2];
-    y[2 * i + 1] = a[4 * i + 1] - a[4 * i + 2] - a[4 * i + 3];
+    y[2 * i] = Factors::scaled(a[4 * i] + a[4 * i + 1] + a[4 * i + 2], 1 / scale);
+    y[2 * i + 1] = Factors::scaled(a[4 * i + 1] - a[4 * i + 2] - a[4 * i + 3], 1 / scale);
   }
 }
+
+// To which absolute values are brought where the format of the factors asks for it. Transforms make images at most 4
+// times as large, filters 2.25 times and gradients 4 times, so no sum of a chain of products overflows.
+constexpr float kImagesBound = 8, kFiltersBound = 1, kGradientBound = 1;
 
 // Tiles in a block, so that one transformed block of that many channels fills about half of a core's second cache.
 long block_of(long channels) { return std::max(48L, 12288 / channels / 6 * 6); }
@@ -210,12 +216,12 @@ long gradient_block(long inputs, long outputs) {
   return std::clamp(wanted / 16 * 16, 64L, 2048L);
 }
 
-// 16 channels of G g G' for the filters of one output channel, whose nine weights lie `tap` apart.
-inline void transform_filter(const float* g, long tap, bool flipped, __m512 (&u)[kPlaces]) {
+// 16 channels of G g G', times `scale`, for the filters of one output channel, whose nine weights lie `tap` apart.
+inline void transform_filter(const float* g, long tap, bool flipped, float scale, __m512 (&u)[kPlaces]) {
   const __m512 half = _mm512_set1_ps(0.5f);
   __m512 w[9], a[12];
 #pragma GCC unroll 9
-  for (long i = 0; i < 9; i++) w[i] = _mm512_loadu_ps(g + (flipped ? 8 - i : i) * tap);
+  for (long i = 0; i < 9; i++) w[i] = Factors::scaled(_mm512_loadu_ps(g + (flipped ? 8 - i : i) * tap), scale);
 #pragma GCC unroll 3
   for (long j = 0; j < 3; j++) {
     const __m512 ends = (w[j] + w[6 + j]) * half, middle = w[3 + j] * half;
@@ -241,7 +247,9 @@ extern "C" {
 // Transform filters laid out [output][3][3][input] in fp32 to the right side of a product over the channels that a
 // convolution reads: [written / 16 V][f][read / 2][16 V][2]. Forwards it reads inputs and writes outputs; for the
 // gradient of the images (`backwards`) it reads outputs, writes inputs, and the filters are turned by 180 degrees.
-void transform_filters(const float* filters, bf16* out, long inputs, long outputs, long backwards) {
+// `scale` takes the factor by which they were multiplied.
+void transform_filters(const float* filters, factor* out, float* scale, long inputs, long outputs, long backwards) {
+  *scale = Factors::scale(Factors::largest(filters, 9 * inputs * outputs), kFiltersBound);
   const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
   const long width = 16 * vectors_of(writes);
   const long plane = reads * width;
@@ -250,16 +258,16 @@ void transform_filters(const float* filters, bf16* out, long inputs, long output
     for (long c = 0; c < inputs; c += 16) {
       __m512 u[2][kPlaces];
       const long o = 2 * pair;
-      for (long i = 0; i < 2; i++) transform_filter(filters + (o + i) * 9L * inputs + c, inputs, backwards, u[i]);
+      for (long i = 0; i < 2; i++) transform_filter(filters + (o + i) * 9L * inputs + c, inputs, backwards, *scale, u[i]);
       if (backwards) {
-        bf16* to = out + (c / width) * kPlaces * plane + (pair * width + c % width) * 2;
+        factor* to = out + (c / width) * kPlaces * plane + (pair * width + c % width) * 2;
         for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
       } else {
         for (long i = 0; i < 2; i++) {
-          bf16* to = out + ((o + i) / width) * kPlaces * plane + (c / 2L * width + (o + i) % width) * 2;
+          factor* to = out + ((o + i) / width) * kPlaces * plane + (c / 2L * width + (o + i) % width) * 2;
           for (long f = 0; f < kPlaces; f++) {
-            alignas(32) bf16 lanes[16];
-            store(lanes, u[i][f]);
+            alignas(32) factor lanes[16];
+            store_factors(lanes, u[i][f]);
             for (long k = 0; k < 8; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
           }
         }
@@ -267,21 +275,23 @@ void transform_filters(const float* filters, bf16* out, long inputs, long output
     }
 }
 
-// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient
+// Convolve N x H x W x `inputs` with filters as transformed and scaled to N x H x W x `outputs`. With `places_in`, x is the gradient
 // of a pooled image and is spread while it is read; with `places_out`, y is pooled.
-void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16* y, uint8_t* places_out, long N,
-              long H, long W, long inputs, long outputs) {
+void convolve(const bf16* x, const uint8_t* places_in, const factor* filters, const float* filters_scale, bf16* y,
+              uint8_t* places_out, long N, long H, long W, long inputs, long outputs) {
   const Images images{x, places_in, H, W, inputs};
   const long V = vectors_of(outputs), width = 16 * V, across = images.across(), down = images.down();
   const long all = N * down * across, filter_plane = inputs * width;
-  const long block = block_of(inputs);
+  const long block = block_of(inputs), values = N * H * W * inputs / (places_in ? 4 : 1);
+  const float scale = Factors::scale(Factors::largest(x, values), kImagesBound);
   // Planes one cache line further apart than a power of two do not compete for the same places in the cache.
   const long plane = block * inputs + 32, sum_plane = block * width + 16;
 #pragma omp parallel
   {
-    static thread_local Scratch<bf16> transformed, nothing;
+    static thread_local Scratch<factor> transformed;
+    static thread_local Scratch<bf16> nothing;
     static thread_local Scratch<float> products;
-    bf16* v = transformed.of(kPlaces * plane);
+    factor* v = transformed.of(kPlaces * plane);
     float* m = products.of(kPlaces * sum_plane);
     bf16* zeros = nothing.of(inputs);
     std::memset(zeros, 0, inputs * sizeof(bf16));
@@ -289,9 +299,9 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
     for (long first = 0; first < all; first += block) {
       const long tiles = std::min(block, all - first);
       if (places_in)
-        transform_images<true>(images, first, tiles, zeros, v, plane);
+        transform_images<true>(images, scale, first, tiles, zeros, v, plane);
       else
-        transform_images<false>(images, first, tiles, zeros, v, plane);
+        transform_images<false>(images, scale, first, tiles, zeros, v, plane);
       for (long o = 0; o < outputs; o += width) {
         for (long f = 0; f < kPlaces; f++)
           multiply<false>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
@@ -301,7 +311,7 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
           const long corner = (tile / (across * down) * H + top) * W + left;
           for (long c = 0; c < width; c += 16) {
             __m512 out[4];
-            transform_back(m + t * width + c, sum_plane, out);
+            transform_back(m + t * width + c, sum_plane, scale * *filters_scale, out);
             if (places_out) {
               __m512 largest = out[0];
               __m128i place = _mm_setzero_si128();
@@ -327,7 +337,7 @@ void convolve(const bf16* x, const uint8_t* places_in, const bf16* filters, bf16
   }
 }
 
-// How many bf16 values `convolve_filter_gradient` needs to work with.
+// How many factors `convolve_filter_gradient` needs to work with.
 void filter_gradient_work(long inputs, long outputs, int64_t* values) {
   *values = kPlaces * (gradient_block(inputs, outputs) * (inputs + outputs) + 64);
 }
@@ -335,15 +345,17 @@ void filter_gradient_work(long inputs, long outputs, int64_t* values) {
 // The gradient of the filters, [output][3][3][input] in fp32, from the images x and the outputs' gradient y, which
 // `places` spreads where the outputs were pooled. `sums` holds 16 x inputs x outputs floats, `work` what
 // `filter_gradient_work` says.
-void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* places, float* sums, bf16* work,
+void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* places, float* sums, factor* work,
                               float* gradient, long N, long H, long W, long inputs, long outputs) {
   const Images images{x, nullptr, H, W, inputs}, gradients{y, places, H, W, outputs};
   const long V = vectors_of(outputs), width = 16 * V, slice = 16;
   const long all = N * images.down() * images.across(), size = inputs * outputs;
   const long block = gradient_block(inputs, outputs);
   const long plane = block * inputs + 32, gradient_plane = block * outputs + 32;
-  bf16* const v = work;
-  bf16* const g = work + kPlaces * plane;
+  const float scale = Factors::scale(Factors::largest(x, N * H * W * inputs), kImagesBound);
+  const float y_scale = Factors::scale(Factors::largest(y, N * H * W * outputs / (places ? 4 : 1)), kGradientBound);
+  factor* const v = work;
+  factor* const g = work + kPlaces * plane;
 #pragma omp parallel
   {
     static thread_local Scratch<bf16> nothing;
@@ -354,8 +366,8 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
 #pragma omp for schedule(dynamic)
       for (long begin = 0; begin < tiles; begin += slice) {
         const long end = std::min(begin + slice, tiles);
-        transform_image_pairs(images, first, begin, end, tiles, zeros, v, plane);
-        transform_gradient_pairs(gradients, first, begin, end, tiles, V, zeros, g, gradient_plane);
+        transform_image_pairs(images, scale, first, begin, end, tiles, zeros, v, plane);
+        transform_gradient_pairs(gradients, y_scale, first, begin, end, tiles, V, zeros, g, gradient_plane);
       }
       // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
 #pragma omp for collapse(2) schedule(dynamic)
@@ -363,7 +375,7 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
         for (long o = 0; o < outputs; o += width)
           for (long i = 0; i < inputs; i += 16) {
             const auto* left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
-            const bf16* right = g + f * gradient_plane + o * pairs * 2;
+            const factor* right = g + f * gradient_plane + o * pairs * 2;
             float* sum = sums + f * size + i * outputs + o;
             if (first)
               multiply<true>(V, 16, left, 1, 16, right, pairs, sum, outputs);
@@ -377,7 +389,7 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
       for (long o = 0; o < outputs; o += 16) {
         __m512 u[kPlaces], a[12];
         const long at = i * outputs + o;
-        for (long f = 0; f < kPlaces; f++) u[f] = _mm512_loadu_ps(sums + f * size + at);
+        for (long f = 0; f < kPlaces; f++) u[f] = Factors::scaled(_mm512_loadu_ps(sums + f * size + at), 1 / (scale * y_scale));
         const __m512 half = _mm512_set1_ps(0.5f);
         for (long j = 0; j < 4; j++) {
           a[j] = u[j] + (u[4 + j] + u[8 + j]) * half;
