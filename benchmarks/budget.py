@@ -83,10 +83,11 @@ def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
 
     from firstlight import runtime
     from firstlight.kernels import convolution
+    from firstlight.kernels.machine import prepare
     from firstlight.models.blocks import ConvBlock
     from firstlight.models.custom_resnet import CustomResNet
 
-    runtime.prepare("cpu", "bf16")
+    prepare("cpu", "bf16")
     model = CustomResNet(10).to(memory_format=torch.channels_last)
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ConvBlock)}
     sides: dict[str, int] = {}
@@ -234,7 +235,7 @@ def main() -> None:
         draw(json.loads(RESULT.read_text(encoding="utf-8")), PICTURE)
         return
 
-    from firstlight import runtime
+    from firstlight.kernels.machine import prepare
 
     rounds = [{loop: in_own_process(loop) for loop in LOOPS} for _ in range(arguments.rounds)]
     # The round whose step is the median one speaks for each loop, so that its parts belong together.
@@ -250,7 +251,7 @@ def main() -> None:
             row[way] = [None if value[0] is None else min(value) for value in values]
     floor = sum(best(row, number) for row in rows for number in range(3)) / 1e3
     budget = {
-        "hardware": runtime.prepare("cpu", "bf16").hardware,
+        "hardware": prepare("cpu", "bf16").hardware,
         "floor": floor,
         "loops": loops,
         "alone": rows,

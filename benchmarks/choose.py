@@ -23,7 +23,6 @@ import torch
 from rows import add_row
 from torch.nn import functional as F
 
-from firstlight import runtime
 from firstlight.insight.evaluation import Evaluation, evaluate
 from firstlight.job import Job, resolve
 from firstlight.recipe import Recipe
@@ -76,7 +75,7 @@ def compare(
 
     prepare: called with the name of the change and the job before it is trained.
     """
-    machine = runtime.prepare()
+    machine = prepare()
     base = resolve(name, validation=arguments.held_out)
     train, test = base.data.load(arguments.data_dir)
     nothing = test.subset(torch.arange(0))  # so that nothing here can look at it

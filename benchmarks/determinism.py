@@ -16,6 +16,7 @@ import torch
 from rows import add_row
 
 from firstlight import runtime
+from firstlight.kernels.machine import prepare
 from firstlight.recipes import named
 from firstlight.training.loop import Objective, TrainState, train_step
 
@@ -27,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     recipe = named("cifar10.assignment")
-    machine = runtime.prepare(determinism="bits")
+    machine = prepare(determinism="bits")
     with runtime.seeded(0, "weights"):
         state = TrainState.create(recipe.model(10), recipe.optimizer, machine)
     images = torch.rand(recipe.batch_size, 3, 32, 32, generator=runtime.stream(0, "images"))

@@ -29,10 +29,10 @@ class Trainer:
     def __init__(self, recipe: Any, options: argparse.Namespace) -> None:
         import torch
 
-        from firstlight import runtime
+        from firstlight.kernels.machine import prepare
 
         self.recipe, self.options = recipe, options
-        self.machine = runtime.prepare(options.device, options.precision)
+        self.machine = prepare(options.device, options.precision)
         if self.machine.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches of training have one shape
         self.train, test = recipe.data.load(options.data_dir)

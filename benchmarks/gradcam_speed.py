@@ -26,6 +26,7 @@ from torch import Tensor
 from firstlight import runtime
 from firstlight.data.augment import normalise
 from firstlight.insight.gradcam import default_endpoint, gradcam_pair
+from firstlight.kernels.machine import prepare
 from firstlight.models.custom_resnet import CustomResNet
 
 CLASSES = 10
@@ -46,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     count, batch_size = arguments.images, arguments.batch_size
 
-    machine = runtime.prepare(arguments.device, "fp32")
+    machine = prepare(arguments.device, "fp32")
     with runtime.seeded(0, "weights"):
         model = CustomResNet(CLASSES, width=arguments.width).to(machine.device).eval()
     draw = runtime.stream(0, "images")

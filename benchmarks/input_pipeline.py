@@ -30,6 +30,7 @@ from firstlight import runtime
 from firstlight.data.batches import Batches
 from firstlight.data.images import ImageSet
 from firstlight.data.images import statistics as pixel_statistics
+from firstlight.kernels.machine import prepare
 from firstlight.recipes import named
 from firstlight.training.loop import Objective, TrainState, train_step
 
@@ -84,7 +85,7 @@ def main() -> None:
     labels = torch.arange(arguments.images) % 10
     classes = tuple(map(str, range(10)))
     images = ImageSet(pixels, labels, classes, *pixel_statistics(pixels), range(arguments.images))
-    machine = runtime.prepare()
+    machine = prepare()
 
     ours = Batches(images, recipe.batch_size, recipe.augment, seed=0, machine=machine)
     course = DataLoader(

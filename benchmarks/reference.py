@@ -5,7 +5,7 @@
 Each measurement is a process of its own (A B A B …), so that neither inherits the other's memory settings.
 Both train the assignment's network in batches of 512 on the same augmented random images:
 - *stock*: autocast to bf16, channels-last, the modules that torch has, its optimizer, the default allocator;
-- *firstlight*: `train_step` on the machine that `runtime.prepare` makes.
+- *firstlight*: `train_step` on the machine that `prepare` makes.
 Medians of all steps but the first three of each process are compared. Also of both: the time that
 `import torch` and `import firstlight` take (the latter loads torch when it is needed), from the start of the
 process to the end of its first step, and peak memory.
@@ -69,12 +69,12 @@ def firstlight() -> tuple[Callable[[], object], float]:
     import firstlight  # noqa: F401
 
     seconds = time.perf_counter() - start
-    from firstlight import runtime
+    from firstlight.kernels.machine import prepare
     from firstlight.models.custom_resnet import CustomResNet
     from firstlight.training.loop import Objective, TrainState, train_step
     from firstlight.training.optimizers import SGD
 
-    machine = runtime.prepare("cpu", "bf16")
+    machine = prepare("cpu", "bf16")
     state = TrainState.create(CustomResNet(10, bias=False, logit_scale=0.125), SGD(), machine)
     batches = images()
     return lambda: train_step(state, *next(batches), 0.05, Objective(), machine), seconds
@@ -149,8 +149,8 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure, arguments.steps)))
         return
 
-    from firstlight import runtime
     from firstlight.kernels.library import load
+    from firstlight.kernels.machine import prepare
 
     path = load().path  # compiled now, so that no measurement pays for it
     found: dict[str, dict[str, list[float]]] = {loop: {unit: [] for unit in UNITS} for loop in LOOPS}
@@ -169,7 +169,7 @@ def main() -> None:
     stock_step, our_step = (medians[loop]["step_seconds"] for loop in LOOPS)
     r = stock_step * EPOCH / BATCH
     training = STEPS * our_step
-    machine = runtime.prepare("cpu", "bf16")
+    machine = prepare("cpu", "bf16")
     import torch
 
     print(f"\non {machine.hardware}, {machine.threads} threads, torch {torch.__version__}; {path}\n")

@@ -28,6 +28,7 @@ from firstlight.crossfit import out_of_sample
 from firstlight.data.images import ImageSet
 from firstlight.data.shapes import Shapes
 from firstlight.insight.suspects import suspects
+from firstlight.kernels.machine import prepare
 from firstlight.recipe import Recipe
 from firstlight.recipes import named
 
@@ -88,7 +89,7 @@ def scores(recipe: Recipe, count: int, share: float, folds: int) -> dict[str, Sc
     clean, _ = Shapes(train=count, test=1, seed=recipe.seed).load()
     images = with_wrong_labels(clean, share, recipe.seed)
     wrong = images.labels != clean.labels
-    probabilities = out_of_sample(recipe, images, runtime.prepare(), folds=folds)
+    probabilities = out_of_sample(recipe, images, prepare(), folds=folds)
     right = float((probabilities.argmax(1) == clean.labels).double().mean())
     print(
         f"seed {recipe.seed}: {int(wrong.sum())} of {count:,} labels are wrong; "
@@ -140,7 +141,7 @@ def main() -> None:
     ]
     print(table(runs))
     if arguments.record:
-        machine = runtime.prepare()
+        machine = prepare()
         for seed, run in zip(seeds, runs, strict=True):
             for name, each in run.items():
                 add_row(

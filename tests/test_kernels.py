@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from firstlight.kernels import convolution, library, normalisation
+from firstlight.kernels import convolution, library, machine, normalisation
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
 from firstlight.models.custom_resnet import CustomResNet
 from firstlight.runtime import seeded, stream
@@ -23,17 +23,25 @@ LAYOUT = torch.channels_last
 BF16 = torch.bfloat16
 
 
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the compiled operations, also where torch's own are faster; skip where they cannot run."""
-    monkeypatch.setenv("FIRSTLIGHT_KERNELS", "compiled")
-    library.load.cache_clear()
-    if not library.load():
-        reason = library.load().path
+@pytest.fixture(params=["compiled", "bf16"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the compiled operations, also where torch's own are faster; skip where they cannot run.
+
+    Once with factors in the best format that the chip has, and once in bf16 where that is another.
+    """
+    best, path = (asked_for(monkeypatch, wish) for wish in ("compiled", request.param))
+    if path.startswith("plain") or (request.param != "compiled" and path == best):
         library.load.cache_clear()
-        pytest.skip(f"this machine takes {reason}")
+        pytest.skip(f"this machine takes {path}" + (", as tested already" if path == best else ""))
     yield
     library.load.cache_clear()
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch, wish: str) -> str:
+    """Return the path that is taken where FIRSTLIGHT_KERNELS is `wish`."""
+    monkeypatch.setenv("FIRSTLIGHT_KERNELS", wish)
+    library.load.cache_clear()
+    return library.load().path
 
 
 def drawn(purpose: str, *shape: int) -> Tensor:
@@ -97,6 +105,33 @@ def test_a_convolution_and_its_gradients_equal_the_plain_ones(
     assert error(found, expected) < 0.006
     assert error(by_images, plain[0]) < 0.006
     assert error(by_weight, plain[1]) < 0.006
+
+
+@pytest.mark.parametrize("sizes", [(2.0**-40, 2.0**-20, 2.0**-30), (2.0**30, 2.0**20, 2.0**-60)])
+@pytest.mark.parametrize("pool", [False, True])
+def test_values_of_any_size_are_convolved(sizes: tuple[float, ...], pool: bool, compiled: None) -> None:
+    # 544 channels: longer sums than one chain of products in fp16.
+    values = [(2, 544, 6, 6), (16, 544, 3, 3), (2, 16, 3, 3) if pool else (2, 16, 6, 6)]
+    names = ("images", "weight", "direction")
+
+    def made(sizes: tuple[float, ...]) -> tuple[Tensor, ...]:
+        images, weight, direction = (
+            drawn(name, *shape) * size for name, shape, size in zip(names, values, sizes, strict=True)
+        )
+        images.requires_grad_()
+        weight = weight.float().requires_grad_()
+        found = convolution.convolve(images, weight, pool=pool)
+        return found, *torch.autograd.grad(found, (images, weight), direction)
+
+    # All sizes are powers of two, so they change no digit.
+    image, weight, direction = sizes
+    for one, other, size in zip(
+        made(sizes),
+        made((1.0, 1.0, 1.0)),
+        (image * weight, direction * weight, image * direction),
+        strict=True,
+    ):
+        assert torch.equal(one, other * size)
 
 
 def test_a_pooled_gradient_goes_to_the_places_that_were_largest(compiled: None) -> None:
@@ -182,6 +217,14 @@ def test_a_block_takes_them_in_bf16_alone(compiled: None, monkeypatch: pytest.Mo
     with autocast():
         block(images)
     assert seen == ["transform_filters", "convolve", "norm_sums", "norm_activate"]
+
+
+def test_the_precision_is_chosen_by_the_operation_that_will_be_taken(
+    compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = calls(monkeypatch)
+    assert machine._convolution_seconds(torch.float32) > 0 and seen == []
+    assert machine._convolution_seconds(BF16) > 0 and "convolve_filter_gradient" in seen
 
 
 def odd_side() -> tuple[nn.Module, Tensor]:

@@ -19,7 +19,9 @@ from torch import nn
 
 from firstlight import runtime
 from firstlight.errors import InputError
-from firstlight.runtime import Stopwatch, interruptible, prepare, seeded, stream, tune_allocator
+from firstlight.kernels import machine as machines
+from firstlight.kernels.machine import prepare
+from firstlight.runtime import Stopwatch, interruptible, seeded, stream, tune_allocator
 
 
 def test_streams_are_told_apart_by_seed_and_purpose() -> None:
@@ -88,7 +90,7 @@ def test_a_cpu_takes_the_precision_that_is_faster(
     bf16: float, fp32: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = {torch.bfloat16: bf16, torch.float32: fp32}
-    monkeypatch.setattr(runtime, "_convolution_seconds", measured.__getitem__)
+    monkeypatch.setattr(machines, "_convolution_seconds", measured.__getitem__)
     machine = prepare("cpu", tune_memory=False)
     assert machine.precision == chosen
     assert machine.allocator == "default"
@@ -120,7 +122,7 @@ def test_a_placed_model_is_channels_last() -> None:
 
 def test_the_allocator_is_tuned_where_it_can_be() -> None:
     # In a process of its own: there is no way back.
-    code = "from firstlight import runtime; print(runtime.prepare('cpu', 'fp32').allocator)"
+    code = "from firstlight.kernels.machine import prepare; print(prepare('cpu', 'fp32').allocator)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )

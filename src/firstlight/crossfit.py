@@ -16,6 +16,7 @@ from firstlight.errors import InputError
 from firstlight.insight.evaluation import evaluate
 from firstlight.insight.suspects import suspects
 from firstlight.job import Job
+from firstlight.kernels.machine import prepare
 from firstlight.recipe import Recipe
 from firstlight.record import contents
 from firstlight.report.opened import Run, open_run
@@ -46,7 +47,7 @@ def cross_fit(
     say = _silent if quiet else _say
     opened = open_run(run)
     recipe = _with_rates(opened)
-    machine = runtime.prepare(device, precision)
+    machine = prepare(device, precision)
     images, test = opened.recipe.data.load(None if data_dir is None else Path(data_dir))
     begun = Job.on(images, test, opened.recipe, machine)
     data = opened.environment.get("data")

@@ -121,10 +121,10 @@ def _disk(out: Path) -> Check:
 
 
 def _machine() -> Check:
-    from firstlight import runtime
     from firstlight.kernels.library import path_on
+    from firstlight.kernels.machine import prepare
 
-    machine = runtime.prepare()
+    machine = prepare()
     return Check(
         "machine",
         True,

@@ -20,6 +20,7 @@ from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import tta_views
 from firstlight.kernels.library import path_on
+from firstlight.kernels.machine import prepare
 from firstlight.models.blocks import count_parameters, evaluating
 from firstlight.models.fast_net import FastNet
 from firstlight.recipe import Recipe
@@ -59,7 +60,7 @@ class Job:
         determinism: str = "draws",
     ) -> Job:
         """Load the data and build the network; nothing is written yet."""
-        machine = runtime.prepare(device, precision, determinism=determinism)
+        machine = prepare(device, precision, determinism=determinism)
         return cls.on(*recipe.data.load(data_dir), recipe, machine)
 
     @classmethod

@@ -19,11 +19,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from firstlight.errors import InputError
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DETERMINISM = ("draws", "bits")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,67 +55,6 @@ class Machine:
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
-
-
-def prepare(
-    device: str = "auto", precision: str = "auto", *, determinism: str = "draws", tune_memory: bool = True
-) -> Machine:
-    """Choose device and precision, and set the memory allocator for training.
-
-    determinism: "draws" gives the same order, augmentation and initial weights everywhere; "bits"
-        asks a GPU, at some cost, also for the same arithmetic in the same order, which a CPU always gives.
-
-    On a CPU `auto` precision is whichever of bf16 and fp32 is faster in a short measurement; on a
-    CUDA device bf16 where it is native, else fp16; on MPS fp32.
-    """
-    if determinism not in DETERMINISM:
-        raise InputError(
-            f"unknown level of determinism {determinism!r}", "Known: " + ", ".join(DETERMINISM) + "."
-        )
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}", "Known: " + ", ".join(DEVICES) + ".")
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}", "Known: " + ", ".join(PRECISIONS) + ".")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    elif not there[device]:
-        raise InputError(f"this torch ({torch.__version__}) sees no {device} device", "Use --device cpu.")
-    if precision == "fp16" and device == "cpu":
-        raise InputError("fp16 training needs a GPU", "On a CPU use --precision bf16 or fp32.")
-    allocator = tune_allocator() if tune_memory and device == "cpu" else "default"
-    chosen = torch.device(device)
-    if precision == "auto":
-        precision = _faster_precision(chosen)
-    if device == "cpu":
-        determinism = "bits"
-    elif determinism == "bits":
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS asks for it, before its first call
-        torch.use_deterministic_algorithms(True)
-    return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator, determinism)
-
-
-def _faster_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    if device.type == "mps":
-        return "fp32"
-    # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32.
-    return "bf16" if _convolution_seconds(torch.bfloat16) < _convolution_seconds(torch.float32) else "fp32"
-
-
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    """Time one convolution, forward and backward, at a size that a small network has."""
-    images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    filters = torch.ones(64, 64, 3, 3, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    seconds = []
-    for _ in range(4):  # the first call compiles the kernel
-        start = time.perf_counter()
-        torch.nn.functional.conv2d(images, filters, padding=1).sum().backward()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def tune_allocator() -> str:

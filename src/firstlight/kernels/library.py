@@ -93,7 +93,7 @@ def _chosen() -> str:
 def _formats() -> list[str]:
     """List the formats of factors that this chip multiplies, those that the user left, best first."""
     # Not in every torch; one without it says nothing about fp16.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_fp16 = capabilities.get("avx512_fp16", False) and _chosen() != "bf16"
     return [name for name in _FACTORS if name == "BF16" or has_fp16]
 

@@ -21,6 +21,7 @@ from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation, inference
 from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import Heatmaps, default_endpoint, gradcam_pair
+from firstlight.kernels.machine import prepare
 from firstlight.models.blocks import layers
 from firstlight.recipe import Recipe
 from firstlight.record import contents
@@ -142,7 +143,7 @@ class Run:
             images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
         if images.classes != self.data.classes or images.shape != self.data.shape:
             raise InputError("these images have other classes or another size than the run's")
-        machine = runtime.prepare(device, precision)
+        machine = prepare(device, precision)
         evaluation = evaluate_network(
             machine.place(self.model), images, machine, tta=tta, shift=self.recipe.tta_shift
         )
