@@ -11,6 +11,8 @@
 // Names: N images of H x W (both even where they are pooled), C channels, T tiles in a block, f one of the 16 places of
 // a transformed patch.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -64,26 +66,29 @@ inline __m512 at_place(const bf16* values, const uint8_t* places, long place) {
   return widen(_mm256_maskz_loadu_epi16(here, values));
 }
 
-// 16 channels of B' d B, times `scale`.
-template <bool pooled>
-inline void transform_patch(const Patch& patch, long c, float scale, __m512 (&out)[kPlaces]) {
+// 16 channels of rows `begin` to `begin + rows` of B' d B, times `scale`; half of its rows need three rows of d only.
+template <bool pooled, long begin, long rows>
+inline void transform_patch(const Patch& patch, long c, float scale, __m512 (&out)[4 * rows]) {
   __m512 d[kPlaces];
 #pragma GCC unroll 16
-  for (long i = 0; i < kPlaces; i++)
+  for (long i = 0; i < kPlaces; i++) {
+    const long row = i / 4, column = i % 4;
+    if (rows == 2 && row == 3 - 3 * (begin / 2)) continue;
     // The patch begins at an odd row and column, so its pixel (1, 1) is place 0 of its window.
-    d[i] = Factors::scaled(pooled ? at_place(patch.values[i] + c, patch.places[i] + c, (i / 4 + 1) % 2 * 2 + (i + 1) % 2)
-                                  : load(patch.values[i] + c),
-                           scale);
-  __m512 b[kPlaces];
+    d[i] = Factors::scaled(
+        pooled ? at_place(patch.values[i] + c, patch.places[i] + c, (row + 1) % 2 * 2 + (column + 1) % 2)
+               : load(patch.values[i] + c),
+        scale);
+  }
+  __m512 b[4 * rows];
 #pragma GCC unroll 4
   for (long j = 0; j < 4; j++) {
-    b[j] = d[j] - d[8 + j];
-    b[4 + j] = d[4 + j] + d[8 + j];
-    b[8 + j] = d[8 + j] - d[4 + j];
-    b[12 + j] = d[4 + j] - d[12 + j];
+    const __m512 all[4] = {d[j] - d[8 + j], d[4 + j] + d[8 + j], d[8 + j] - d[4 + j], d[4 + j] - d[12 + j]};
+#pragma GCC unroll 4
+    for (long i = 0; i < rows; i++) b[4 * i + j] = all[begin + i];
   }
 #pragma GCC unroll 4
-  for (long i = 0; i < kPlaces; i += 4) {
+  for (long i = 0; i < 4 * rows; i += 4) {
     out[i] = b[i] - b[i + 2];
     out[i + 1] = b[i + 1] + b[i + 2];
     out[i + 2] = b[i + 2] - b[i + 1];
@@ -99,15 +104,19 @@ void transform_images(const Images& x, float scale, long first, long tiles, cons
     locate(x, first + t, zeros, patch);
     for (long c = 0; c < x.C; c += 16) {
       __m512 v[kPlaces];
-      transform_patch<pooled>(patch, c, scale, v);
+      transform_patch<pooled, 0, 4>(patch, c, scale, v);
 #pragma GCC unroll 16
       for (long f = 0; f < kPlaces; f++) store_factors(out + f * plane + t * x.C + c, v[f]);
     }
   }
 }
 
-// [f][channels / 16][tile / 2][16][2]: the left side of a product over tiles, of which these are from `begin` to `end`,
-// both even. An odd tile out is paired with zeros.
+// Two of the four rows of places, those of one half of a filters' gradient.
+constexpr long kHalf = kPlaces / 2;
+
+// [f][channels / 16][tile / 2][16][2], of the rows of places from `row` on: the left side of a product over tiles, of
+// which these are from `begin` to `end`, both even. An odd tile out is paired with zeros.
+template <long row>
 void transform_image_pairs(const Images& x, float scale, long first, long begin, long end, long tiles, const bf16* zeros,
                            factor* out, long plane) {
   const long pairs = (tiles + 1) / 2;
@@ -119,11 +128,11 @@ void transform_image_pairs(const Images& x, float scale, long first, long begin,
     else
       std::fill(other.values, other.values + kPlaces, zeros);
     for (long c = 0; c < x.C; c += 16) {
-      __m512 v[kPlaces], w[kPlaces];
-      transform_patch<false>(patch, c, scale, v);
-      transform_patch<false>(other, c, scale, w);
-#pragma GCC unroll 16
-      for (long f = 0; f < kPlaces; f++) store_pairs(out + f * plane + (c / 16 * pairs + t / 2) * 32, v[f], w[f]);
+      __m512 v[kHalf], w[kHalf];
+      transform_patch<false, row, 2>(patch, c, scale, v);
+      transform_patch<false, row, 2>(other, c, scale, w);
+#pragma GCC unroll 8
+      for (long f = 0; f < kHalf; f++) store_pairs(out + f * plane + (c / 16 * pairs + t / 2) * 32, v[f], w[f]);
     }
   }
 }
@@ -139,23 +148,22 @@ void locate(const Images& y, long t, const bf16* zeros, Window& window) {
   }
 }
 
-// 16 channels of A y A', times `scale`, for the 2x2 gradients of a tile.
-inline void transform_gradient(const Window& window, long c, float scale, __m512 (&out)[kPlaces]) {
+// 16 channels of the rows of A y A' from `row` on, times `scale`, for the 2x2 gradients of a tile.
+template <long row>
+inline void transform_gradient(const Window& window, long c, float scale, __m512 (&out)[kHalf]) {
   __m512 g[4];
 #pragma GCC unroll 4
   for (long i = 0; i < 4; i++)
     g[i] = Factors::scaled(
         window.places ? at_place(window.values[i] + c, window.places + c, i) : load(window.values[i] + c), scale);
-  __m512 a[8];
+  __m512 a[4];
 #pragma GCC unroll 2
   for (long j = 0; j < 2; j++) {
-    a[j] = g[j];
-    a[2 + j] = g[j] + g[2 + j];
-    a[4 + j] = g[j] - g[2 + j];
-    a[6 + j] = _mm512_setzero_ps() - g[2 + j];
+    a[j] = row ? g[j] - g[2 + j] : g[j];
+    a[2 + j] = row ? _mm512_setzero_ps() - g[2 + j] : g[j] + g[2 + j];
   }
-#pragma GCC unroll 4
-  for (long i = 0; i < 4; i++) {
+#pragma GCC unroll 2
+  for (long i = 0; i < 2; i++) {
     out[4 * i] = a[2 * i];
     out[4 * i + 1] = a[2 * i] + a[2 * i + 1];
     out[4 * i + 2] = a[2 * i] - a[2 * i + 1];
@@ -164,6 +172,7 @@ inline void transform_gradient(const Window& window, long c, float scale, __m512
 }
 
 // [f][channels / 16 V][tile / 2][16 V][2]: the right side of the same product.
+template <long row>
 void transform_gradient_pairs(const Images& y, float scale, long first, long begin, long end, long tiles, long V,
                               const bf16* zeros, factor* out, long plane) {
   const long pairs = (tiles + 1) / 2, width = 16 * V;
@@ -172,15 +181,15 @@ void transform_gradient_pairs(const Images& y, float scale, long first, long beg
     locate(y, first + t, zeros, window);
     if (t + 1 < tiles) locate(y, first + t + 1, zeros, other);
     for (long c = 0; c < y.C; c += 16) {
-      __m512 v[kPlaces], w[kPlaces];
-      transform_gradient(window, c, scale, v);
+      __m512 v[kHalf], w[kHalf];
+      transform_gradient<row>(window, c, scale, v);
       if (t + 1 < tiles)
-        transform_gradient(other, c, scale, w);
+        transform_gradient<row>(other, c, scale, w);
       else
-        std::fill(w, w + kPlaces, _mm512_setzero_ps());
+        std::fill(w, w + kHalf, _mm512_setzero_ps());
       factor* to = out + ((c / width * pairs + t / 2) * width + c % width) * 2;
-#pragma GCC unroll 16
-      for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, v[f], w[f]);
+#pragma GCC unroll 8
+      for (long f = 0; f < kHalf; f++) store_pairs(to + f * plane, v[f], w[f]);
     }
   }
 }
@@ -354,35 +363,56 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
   const long plane = block * inputs + 32, gradient_plane = block * outputs + 32;
   const float scale = Factors::scale(Factors::largest(x, N * H * W * inputs), kImagesBound);
   const float y_scale = Factors::scale(Factors::largest(y, N * H * W * outputs / (places ? 4 : 1)), kGradientBound);
-  factor* const v = work;
-  factor* const g = work + kPlaces * plane;
 #pragma omp parallel
   {
     static thread_local Scratch<bf16> nothing;
     bf16* zeros = nothing.of(std::max(inputs, outputs));
     std::memset(zeros, 0, std::max(inputs, outputs) * sizeof(bf16));
-    for (long first = 0; first < all; first += block) {
-      const long tiles = std::min(block, all - first), pairs = (tiles + 1) / 2;
-#pragma omp for schedule(dynamic)
-      for (long begin = 0; begin < tiles; begin += slice) {
-        const long end = std::min(begin + slice, tiles);
-        transform_image_pairs(images, scale, first, begin, end, tiles, zeros, v, plane);
-        transform_gradient_pairs(gradients, y_scale, first, begin, end, tiles, V, zeros, g, gradient_plane);
-      }
-      // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
-#pragma omp for collapse(2) schedule(dynamic)
-      for (long f = 0; f < kPlaces; f++)
-        for (long o = 0; o < outputs; o += width)
+    // One half of the threads for one half of the places: what a thread transforms stays in its own cache, or in those
+    // of its half. A thread alone does one half after the other.
+    const long threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    const long split = threads / 2;
+    for (long half = 0; half < 2; half++) {
+      const long members = threads == 1 ? 1 : half ? threads - split : split;
+      const long member = threads == 1 ? 0 : half ? thread - split : thread;
+      if (member < 0 || member >= members) continue;
+      factor* const v = work + half * kHalf * (plane + gradient_plane);
+      factor* const g = v + kHalf * plane;
+      for (long first = 0; first < all; first += block) {
+        const long tiles = std::min(block, all - first), pairs = (tiles + 1) / 2;
+        for (long begin = member * slice; begin < tiles; begin += members * slice) {
+          const long end = std::min(begin + slice, tiles);
+          if (half) {
+            transform_image_pairs<2>(images, scale, first, begin, end, tiles, zeros, v, plane);
+            transform_gradient_pairs<2>(gradients, y_scale, first, begin, end, tiles, V, zeros, g, gradient_plane);
+          } else {
+            transform_image_pairs<0>(images, scale, first, begin, end, tiles, zeros, v, plane);
+            transform_gradient_pairs<0>(gradients, y_scale, first, begin, end, tiles, V, zeros, g, gradient_plane);
+          }
+        }
+        if (threads > 2) {
+#pragma omp barrier
+        }
+        // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
+        const long panels = outputs / width;
+        for (long job = member; job < kHalf * panels; job += members) {
+          const long f = job / panels, o = job % panels * width;
+          float* const sum = sums + (half * kHalf + f) * size + o;
+          const factor* right = g + f * gradient_plane + o * pairs * 2;
           for (long i = 0; i < inputs; i += 16) {
             const auto* left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
-            const factor* right = g + f * gradient_plane + o * pairs * 2;
-            float* sum = sums + f * size + i * outputs + o;
             if (first)
-              multiply<true>(V, 16, left, 1, 16, right, pairs, sum, outputs);
+              multiply<true>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
             else
-              multiply<false>(V, 16, left, 1, 16, right, pairs, sum, outputs);
+              multiply<false>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
           }
+        }
+        if (threads > 2) {
+#pragma omp barrier
+        }
+      }
     }
+#pragma omp barrier
     // G' u G of each filter: [input][output] in, [output][3][3][input] out.
 #pragma omp for schedule(static)
     for (long i = 0; i < inputs; i++)
