@@ -18,7 +18,8 @@ def serves(conv: nn.Conv2d, images: Tensor, *, pool: bool = False) -> bool:
     """Whether the compiled convolution computes what `conv` does, on N×C×H×W images like these.
 
     It does so in bf16 on a CPU, for 3×3 filters without bias, at stride 1 and padding 1, where the numbers
-    of channels are multiples of 16 and, with `pool`, the images' sides are even.
+    of channels are multiples of 16, at most 1024 (sums in fp16 would err), and, with `pool`, the images'
+    sides are even.
     """
     return (
         (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -26,6 +27,7 @@ def serves(conv: nn.Conv2d, images: Tensor, *, pool: bool = False) -> bool:
         and conv.bias is None
         and conv.padding_mode == "zeros"
         and conv.in_channels % 16 == conv.out_channels % 16 == 0
+        and max(conv.in_channels, conv.out_channels) <= 1024
         and not (pool and (images.shape[2] % 2 or images.shape[3] % 2))
         and images.device.type == "cpu"
         and conv.weight.dtype == torch.float32

@@ -100,12 +100,16 @@ inline void store_pairs(factor* p, __m512 first, __m512 second) {
   _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
+// Where sums go: as they are, which is right for few products only, or as fp32, to stay or to be added to what is there.
+enum class To { sums, set, add };
+
 // c[R x 16 V] (+)= a[R x 2 K] b[2 K x 16 V]. a holds pairs as 32-bit words, `row` apart between rows and `step`
-// between pairs; b holds 16 V pairs for each step, one after the other.
-template <int R, int V, bool accumulate>
+// between pairs; b holds 16 V pairs for each step, one after the other. 16 numbers of c take 64 bytes in either form.
+template <int R, int V, To to>
 inline void product(const uint32_t* a, long row, long step, const factor* b, long pairs, float* c, long c_row) {
-  for (long begin = 0; begin < pairs; begin += Factors::kChain) {
-    const long end = std::min(begin + Factors::kChain, pairs);
+  const long chain = to == To::sums ? pairs : Factors::kChain;
+  for (long begin = 0; begin < pairs; begin += chain) {
+    const long end = std::min(begin + chain, pairs);
     Factors::Sums sums[R][V];
 #pragma GCC unroll 16
     for (long r = 0; r < R; r++)
@@ -126,47 +130,51 @@ inline void product(const uint32_t* a, long row, long step, const factor* b, lon
     for (long r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (long v = 0; v < V; v++) {
-        float* const to = c + r * c_row + 16 * v;
+        float* const at = c + r * c_row + 16 * v;
+        if (to == To::sums) {
+          _mm512_storeu_ps(at, reinterpret_cast<__m512>(sums[r][v]));
+          continue;
+        }
         const __m512 sum = Factors::total(sums[r][v]);
-        _mm512_storeu_ps(to, accumulate || begin ? _mm512_loadu_ps(to) + sum : sum);
+        _mm512_storeu_ps(at, to == To::add || begin ? _mm512_loadu_ps(at) + sum : sum);
       }
   }
 }
 
 // The same for any number of rows, six at a time: 6 x 4 sums, 4 right sides and one left side fill the registers.
-template <int V, bool accumulate>
+template <int V, To to>
 void product_rows(long rows, const uint32_t* a, long row, long step, const factor* b, long pairs, float* c, long c_row) {
   long r = 0;
-  for (; r + 6 <= rows; r += 6) product<6, V, accumulate>(a + r * row, row, step, b, pairs, c + r * c_row, c_row);
+  for (; r + 6 <= rows; r += 6) product<6, V, to>(a + r * row, row, step, b, pairs, c + r * c_row, c_row);
   a += r * row;
   c += r * c_row;
   switch (rows - r) {  // what is left of the rows
     case 5:
-      product<5, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      product<5, V, to>(a, row, step, b, pairs, c, c_row);
       break;
     case 4:
-      product<4, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      product<4, V, to>(a, row, step, b, pairs, c, c_row);
       break;
     case 3:
-      product<3, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      product<3, V, to>(a, row, step, b, pairs, c, c_row);
       break;
     case 2:
-      product<2, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      product<2, V, to>(a, row, step, b, pairs, c, c_row);
       break;
     case 1:
-      product<1, V, accumulate>(a, row, step, b, pairs, c, c_row);
+      product<1, V, to>(a, row, step, b, pairs, c, c_row);
       break;
     default:
       break;
   }
 }
 
-template <bool accumulate>
+template <To to>
 void multiply(long vectors, long rows, const uint32_t* a, long row, long step, const factor* b, long pairs, float* c,
               long c_row) {
-  if (vectors == 4) product_rows<4, accumulate>(rows, a, row, step, b, pairs, c, c_row);
-  if (vectors == 2) product_rows<2, accumulate>(rows, a, row, step, b, pairs, c, c_row);
-  if (vectors == 1) product_rows<1, accumulate>(rows, a, row, step, b, pairs, c, c_row);
+  if (vectors == 4) product_rows<4, to>(rows, a, row, step, b, pairs, c, c_row);
+  if (vectors == 2) product_rows<2, to>(rows, a, row, step, b, pairs, c, c_row);
+  if (vectors == 1) product_rows<1, to>(rows, a, row, step, b, pairs, c, c_row);
 }
 
 // Output channels that one product computes, in vectors of 16.

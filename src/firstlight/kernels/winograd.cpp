@@ -196,18 +196,20 @@ void transform_gradient_pairs(const Images& y, float scale, long first, long beg
 
 // 16 channels of A' m A, divided by `scale`, a power of two; m's planes lie `plane` apart.
 inline void transform_back(const float* m, long plane, float scale, __m512 (&y)[4]) {
-  __m512 a[8];
+  using Sums = Factors::Sums;
+  Sums a[8];
 #pragma GCC unroll 4
   for (long j = 0; j < 4; j++) {
-    const __m512 m0 = _mm512_loadu_ps(m + j * plane), m1 = _mm512_loadu_ps(m + (4 + j) * plane),
-                 m2 = _mm512_loadu_ps(m + (8 + j) * plane), m3 = _mm512_loadu_ps(m + (12 + j) * plane);
-    a[j] = m0 + m1 + m2;
-    a[4 + j] = m1 - m2 - m3;
+    Sums s[4];
+#pragma GCC unroll 4
+    for (long i = 0; i < 4; i++) s[i] = reinterpret_cast<Sums>(_mm512_loadu_ps(m + (4 * i + j) * plane));
+    a[j] = s[0] + s[1] + s[2];
+    a[4 + j] = s[1] - s[2] - s[3];
   }
 #pragma GCC unroll 2
   for (long i = 0; i < 2; i++) {
-    y[2 * i] = Factors::scaled(a[4 * i] + a[4 * i + 1] + a[4 * i + 2], 1 / scale);
-    y[2 * i + 1] = Factors::scaled(a[4 * i + 1] - a[4 * i + 2] - a[4 * i + 3], 1 / scale);
+    y[2 * i] = Factors::scaled(Factors::total(a[4 * i] + a[4 * i + 1] + a[4 * i + 2]), 1 / scale);
+    y[2 * i + 1] = Factors::scaled(Factors::total(a[4 * i + 1] - a[4 * i + 2] - a[4 * i + 3]), 1 / scale);
   }
 }
 
@@ -313,7 +315,7 @@ void convolve(const bf16* x, const uint8_t* places_in, const factor* filters, co
         transform_images<false>(images, scale, first, tiles, zeros, v, plane);
       for (long o = 0; o < outputs; o += width) {
         for (long f = 0; f < kPlaces; f++)
-          multiply<false>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
+          multiply<To::sums>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
                           filters + (o / width * kPlaces + f) * filter_plane, inputs / 2, m + f * sum_plane, width);
         for (long t = 0; t < tiles; t++) {
           const long tile = first + t, top = tile / across % down * 2, left = tile % across * 2;
@@ -402,9 +404,9 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
           for (long i = 0; i < inputs; i += 16) {
             const auto* left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
             if (first)
-              multiply<true>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
+              multiply<To::add>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
             else
-              multiply<false>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
+              multiply<To::set>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
           }
         }
         if (threads > 2) {
