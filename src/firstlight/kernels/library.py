@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstlight.runtime import Machine, cache_folder
+from firstlight.runtime import Machine, cache_folder, cpu_has
 
 _SOURCES = ("bf16.h", "products.h", "winograd.cpp", "norm.cpp")
 _EXTENSIONS = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))
@@ -92,9 +92,7 @@ def _chosen() -> str:
 
 def _formats() -> list[str]:
     """List the formats of factors that this chip multiplies, those that the user left, best first."""
-    # Not in every torch; one without it says nothing about fp16.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    has_fp16 = capabilities.get("avx512_fp16", False) and _chosen() != "bf16"
+    has_fp16 = cpu_has("avx512_fp16") and _chosen() != "bf16"
     return [name for name in _FACTORS if name == "BF16" or has_fp16]
 
 
