@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(WITHOUT), default=list(WITHOUT), metavar="NAME")
     arguments = parser.parse_args()
     changes = {name: WITHOUT[name] for name in arguments.parts}
-    compare("cifar10.fast", changes, arguments, prepare=learn_first_layer, note="ablation")
+    compare("cifar10.fast", changes, arguments, before=learn_first_layer, note="ablation")
 
 
 if __name__ == "__main__":

@@ -68,12 +68,12 @@ def compare(
     changes: Mapping[str, Change],
     arguments: argparse.Namespace,
     *,
-    prepare: Callable[[str, Job], None] = lambda change, job: None,
+    before: Callable[[str, Job], None] = lambda change, job: None,
     note: str = "",
 ) -> None:
     """Train and score a recipe once for each seed and change; print means, and record rows if asked.
 
-    prepare: called with the name of the change and the job before it is trained.
+    before: called with the name of the change and the job before it is trained.
     """
     machine = prepare()
     base = resolve(name, validation=arguments.held_out)
@@ -84,7 +84,7 @@ def compare(
         for change, made in changes.items():
             recipe = made(dataclasses.replace(base, seed=seed))
             job = Job.on(train, nothing, recipe, machine)
-            prepare(change, job)
+            before(change, job)
             print(f"seed {seed}: {change or AS_IT_STANDS}", flush=True)
             found = score(job)
             scores[change].append(found)
