@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from firstlight.insight.evaluation import Evaluation, evaluate
 from firstlight.job import Job, resolve
+from firstlight.kernels.machine import prepare
 from firstlight.recipe import Recipe
 from firstlight.training.loop import fit
 
