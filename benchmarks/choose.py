@@ -65,7 +65,7 @@ def score(job: Job) -> dict[str, float]:
 
 
 def compare(
-    name: str,
+    chosen: str | Recipe,
     changes: Mapping[str, Change],
     arguments: argparse.Namespace,
     *,
@@ -77,7 +77,7 @@ def compare(
     before: called with the name of the change and the job before it is trained.
     """
     machine = prepare()
-    base = resolve(name, validation=arguments.held_out)
+    base = resolve(chosen, validation=arguments.held_out)
     train, test = base.data.load(arguments.data_dir)
     nothing = test.subset(torch.arange(0))  # so that nothing here can look at it
     scores: dict[str, list[dict[str, float]]] = {change: [] for change in changes}
@@ -93,7 +93,7 @@ def compare(
             if arguments.record:
                 row = {
                     "date": datetime.now(UTC).date().isoformat(),
-                    "recipe": name,
+                    "recipe": base.name,
                     "change": change,
                     "seed": seed,
                     "held_out": arguments.held_out,
