@@ -97,11 +97,12 @@ def pipeline(rows: list[dict[str, str]]) -> str:
 
 
 def speed(rows: list[dict[str, str]]) -> str:
-    """How fast a step is beside the stock loop's, from the newest row."""
-    runs = [row for row in rows if row.get("script") == "benchmarks/reference.py"]
-    if not runs:
-        return ""
-    run = runs[-1]
+    """How fast a step is beside the stock loop's: a paragraph for each chip, from its newest row."""
+    newest = {row["hardware"]: row for row in rows if row.get("script") == "benchmarks/reference.py"}
+    return "\n\n".join(map(_speed, newest.values()))
+
+
+def _speed(run: dict[str, str]) -> str:
     number = {key: float(run[key]) for key in run if run[key].replace(".", "", 1).isdigit()}
     return (
         f"**{number['ratio']:.2f} times as fast as PyTorch's stock loop** on the same threads, in turn: "
@@ -117,12 +118,16 @@ def speed(rows: list[dict[str, str]]) -> str:
 
 
 def fast(rows: list[dict[str, str]]) -> str:
-    """How good and how fast the newest `cifar10.fast` on a CPU is, its time also in R."""
-    runs = [row for row in rows if row.get("recipe") == "cifar10.fast" and row.get("device") == "cpu"]
-    if not runs:
-        return ""
-    same = ("epochs", "hardware", "precision")
-    runs = [row for row in runs if all(row[key] == runs[-1][key] for key in same)]
+    """How good and how fast `cifar10.fast` is, its time also in R: a paragraph for each CPU."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        if row.get("recipe") == "cifar10.fast" and row.get("device") == "cpu":
+            groups.setdefault(tuple(row[key] for key in ("epochs", "hardware", "precision")), []).append(row)
+    newest = {runs[-1]["hardware"]: runs for runs in groups.values()}
+    return "\n\n".join(_fast(runs, rows) for runs in newest.values())
+
+
+def _fast(runs: list[dict[str, str]], rows: list[dict[str, str]]) -> str:
     plain, moved = (
         Spread(tuple(float(run[key]) for run in runs)) for key in ("test_accuracy", "test_accuracy_tta")
     )

@@ -74,6 +74,9 @@ def test_the_clock_of_the_fast_recipe_runs_to_the_last_view_and_its_older_versio
     assert "**92.00% with test-time augmentation** (n = 2" in said and "90.00% without" in said
     assert "150 s from the first step" in said and "**1.50 R**" in said and "(100 s)" in said
     assert tables().fast(yardsticks) == ""
+    elsewhere = {**seeds[0], "hardware": "another", "train_seconds": "4"}
+    first, second = tables().fast([old, *seeds, elsewhere, *yardsticks]).split("\n\n")
+    assert first == said and "**2.00 R**" in second and "(7 s)" in second
 
 
 @pytest.mark.parametrize(
