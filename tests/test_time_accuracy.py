@@ -108,7 +108,11 @@ def test_the_stock_loop_takes_24_r_at_the_assignments_accuracy_on_the_same_hardw
     assert (plain.seconds, mirrored.seconds) == (4800, 4800), "the newest row counts"
     assert (plain.accuracy, mirrored.accuracy) == (0.94, 0.95)
     assert plain.low is None and plain.kind == "stock"
-    assert picture.stock_points([*rows, measured(50, "Another CPU")]) == []
+    elsewhere = [
+        measured(50, "Another CPU"),
+        row(0.92, 0.93, 9, recipe="cifar10.fast", hardware="Another CPU"),
+    ]
+    assert picture.points([*rows, *elsewhere]) == picture.points(rows), "one CPU is shown"
     assert picture.stock_points(rows[:2]) == [] and picture.stock_points([measured(50)]) == []
 
 

@@ -189,9 +189,11 @@ def hardware_name(device: torch.device) -> str:
 
 
 def cpu_has(capability: str) -> bool:
-    """Whether the processor itself offers this, in torch's words; an older torch says no to all."""
+    """Whether the processor itself offers this, in torch's words, such as "avx512_bf16"."""
+    # An older torch knows fewer, each by a function of its own, which is not promised to stay.
+    older = getattr(torch.cpu, f"_is_{capability}_supported", lambda: False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get(capability, False))
+    return bool(capabilities.get(capability) or older())
 
 
 def fast_bf16_products() -> bool:
@@ -207,9 +209,9 @@ def fast_bf16_products() -> bool:
 
 def _vector_extension() -> str:
     """Name the widest arithmetic that the processor itself offers, in the words of its maker."""
-    # These two are not promised to stay, so a torch without them only gives a shorter name.
-    for question, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX-512 BF16")):
-        if getattr(torch.cpu, question, lambda: False)():
+    extensions = {"amx_tile": "AMX", "avx512_fp16": "AVX-512 FP16", "avx512_bf16": "AVX-512 BF16"}
+    for capability, name in extensions.items():
+        if cpu_has(capability):
             return name
     return torch.backends.cpu.get_cpu_capability()
 

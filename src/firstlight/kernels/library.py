@@ -107,12 +107,9 @@ def _unfit() -> str:
         return "FIRSTLIGHT_KERNELS=plain asks for them"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"none are compiled for {sys.platform} on {platform.machine()}"
-    # These two are not promised to stay; a torch without them gets the plain operations.
-    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if not has_bf16:
+    if not cpu_has("avx512_bf16"):
         return "no AVX-512 BF16 here"
-    if has_tiles and chosen not in ("compiled", "bf16"):
+    if cpu_has("amx_tile") and chosen not in ("compiled", "bf16"):
         return "torch's own convolutions use AMX"
     # Whoever limits torch to an older processor means all that computes.
     limited = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
