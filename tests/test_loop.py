@@ -18,6 +18,7 @@ from firstlight.errors import Diverged, InputError, RunFailed
 from firstlight.training.loop import Objective, Tick, TrainState, fit, train_step
 from firstlight.training.optimizers import SGD, OptimizerSpec
 from firstlight.training.schedule import OneCycle
+from firstlight.training.sharpness import uphill
 from firstlight.training.state import capture, restore
 
 FOREVER = 1e9
@@ -43,6 +44,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return -(wanted * log_shares).sum(1).mean()
 
 
+def minimised(
+    model: nn.Module, images: Tensor, labels: Tensor, objective: Objective
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss and the gradients of what a step minimises."""
+    loss, weights = cross_entropy(model(images), labels, objective.label_smoothing), list(model.parameters())
+    total = loss + objective.l1 * torch.stack([weight.abs().sum() for weight in weights]).sum()
+    return loss, list(torch.autograd.grad(total, weights))
+
+
 @pytest.mark.parametrize(
     ("spec", "objective"),
     [
@@ -55,6 +65,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         (SGD(), Objective(clip_norm=0.05)),
         (SGD(), Objective(clip_norm=1e6)),
         (SGD(), Objective(label_smoothing=0.1, l1=0.003, clip_norm=0.1)),
+        (SGD(), Objective(sharpness=0.5)),
+        (SGD(), Objective(label_smoothing=0.1, l1=0.003, clip_norm=0.1, sharpness=0.5)),
     ],
 )
 def test_a_step_equals_sgd_written_out(spec: SGD, objective: Objective) -> None:
@@ -66,9 +78,20 @@ def test_a_step_equals_sgd_written_out(spec: SGD, objective: Objective) -> None:
         lr = 0.1 / (step + 1)
         found = train_step(state, images, labels, lr, objective, CPU)
 
-        loss = cross_entropy(by_hand(images), labels, objective.label_smoothing)
-        total = loss + objective.l1 * torch.stack([weight.abs().sum() for weight in weights]).sum()
-        gradients = list(torch.autograd.grad(total, weights))
+        kept = {name: value.clone() for name, value in by_hand.state_dict().items()}
+        if objective.sharpness:
+            part = -(-len(images) // 4)
+            _, ascent = minimised(by_hand, images[:part], labels[:part], objective)
+            by_hand.load_state_dict(kept)  # what batch norm remembered of a part is forgotten
+            moved = [(weight, way) for weight, way in zip(weights, ascent, strict=True) if weight.ndim > 1]
+            steepness = math.sqrt(sum(float(way.square().sum()) for _, way in moved))
+            with torch.no_grad():
+                for weight, way in moved:
+                    weight.add_(way, alpha=objective.sharpness / steepness)
+        loss, gradients = minimised(by_hand, images, labels, objective)
+        with torch.no_grad():
+            for name, parameter in by_hand.named_parameters():
+                parameter.copy_(kept[name])
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         if objective.clip_norm and norm > objective.clip_norm:
             gradients = [gradient * objective.clip_norm / norm for gradient in gradients]
@@ -87,8 +110,31 @@ def test_a_step_equals_sgd_written_out(spec: SGD, objective: Objective) -> None:
         for weight, expected in zip(
             state.model.state_dict().values(), by_hand.state_dict().values(), strict=True
         ):
-            torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+            if weight.is_floating_point():  # the count of batches is nothing but a count
+                torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
     assert state.step == 4
+
+
+@pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan")])
+def test_nothing_moves_where_no_way_is_uphill(scale: float) -> None:
+    model = TinyNet().train()
+    images, labels = next(batches().epoch(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with uphill(model, lambda: scale * cross_entropy(model(images), labels, 0.0), 0.5):
+        for name, value in model.named_parameters():
+            assert torch.equal(value, before[name])
+    assert torch.equal(model.norm.running_mean, before["norm.running_mean"])
+    assert model.norm.momentum == 0.1
+
+
+def test_weights_are_back_where_they_were_after_an_error_uphill() -> None:
+    model = TinyNet()
+    images, labels = next(batches().epoch(0))
+    before = [value.clone() for value in model.parameters()]
+    with pytest.raises(KeyError), uphill(model, lambda: cross_entropy(model(images), labels, 0.0), 0.5):
+        assert not torch.equal(model.conv.weight, before[0])
+        raise KeyError
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_a_step_counts_losses_right_answers_and_images() -> None:

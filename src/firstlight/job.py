@@ -80,7 +80,7 @@ class Job:
             sample = train.images[:: -(-len(train) // _SEEN_FIRST)]
             model.prepare(normalise(sample, train.mean, train.std))
         machine.place(model)
-        objective = Objective(recipe.label_smoothing, recipe.l1, recipe.clip_norm)
+        objective = Objective(recipe.label_smoothing, recipe.l1, recipe.clip_norm, recipe.sharpness)
         return cls(recipe, machine, train, validation, test, batches, model, objective)
 
     def find_rates(self) -> LRFinding:

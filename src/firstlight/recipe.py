@@ -37,7 +37,7 @@ class Recipe:
         may be a fraction. peak_lr, min_lr: None means found by the learning-rate finder.
     sides: to which the images of the first epochs are resized, one for each of these epochs (progressive
         resizing); later epochs train on whole images.
-    schedule: "linear" or "cosine". clip_norm, average_decay: 0 is off.
+    schedule: "linear" or "cosine". clip_norm, sharpness, average_decay: 0 is off; as in `Objective`.
     validation: training images held out, stratified; 0 trains on all. best_on_validation: keep the
         weights of the epoch that was best on them, instead of the last.
     tta_shift: pixels by which test-time augmentation also moves the images; 0 mirrors them only.
@@ -58,6 +58,7 @@ class Recipe:
     label_smoothing: float = 0.0
     l1: float = 0.0
     clip_norm: float = 0.0
+    sharpness: float = 0.0
     average_decay: float = 0.0
     validation: int = 1000
     best_on_validation: bool = False
@@ -85,7 +86,7 @@ class Recipe:
             0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}"
         )
         _require(0 <= self.average_decay < 1, f"average_decay must be in [0, 1), not {self.average_decay}")
-        for key in ("l1", "clip_norm", "validation", "tta_shift", "seed"):
+        for key in ("l1", "clip_norm", "sharpness", "validation", "tta_shift", "seed"):
             _require(
                 0 <= getattr(self, key) < math.inf, f"{key} must not be negative, but is {getattr(self, key)}"
             )

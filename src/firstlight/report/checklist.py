@@ -112,6 +112,7 @@ def free_choices(
         "L1": f"{recipe.l1:g}",
         "label smoothing": f"{recipe.label_smoothing:g}",
         "gradient clipping": f"{recipe.clip_norm:g}" if recipe.clip_norm else "none",
+        "sharpness": f"gradients taken {recipe.sharpness:g} uphill" if recipe.sharpness else "not minimised",
         "averaging of weights": f"decay {recipe.average_decay:g} a step" if recipe.average_decay else "none",
         "activation": model.activation,
         "initialisation": "torch's own (Kaiming uniform)"
