@@ -134,6 +134,33 @@ def test_values_of_any_size_are_convolved(sizes: tuple[float, ...], pool: bool, 
         assert torch.equal(one, other * size)
 
 
+def test_the_largest_sums_there_can_be_do_not_overflow(compiled: None) -> None:
+    images = torch.full((1, 1024, 4, 4), 3.0).to(BF16).contiguous(memory_format=LAYOUT).requires_grad_()
+    weight = torch.full((16, 1024, 3, 3), 0.5, requires_grad=True)
+    found = convolution.convolve(images, weight)
+    expected = F.conv2d(images.float(), weight, padding=1)
+    assert error(found, expected) < 0.05  # equal values all round the same way
+    direction = torch.ones_like(found)
+    mine = torch.autograd.grad(found, (images, weight), direction)
+    theirs = torch.autograd.grad(expected, (images, weight), direction.float())
+    assert all(error(one, other) < 0.05 for one, other in zip(mine, theirs, strict=True))
+
+
+def test_any_number_of_threads_gives_the_same_bits(compiled: None) -> None:
+    images = drawn("images", 5, 48, 12, 12).requires_grad_()
+    weight = drawn("weight", 80, 48, 3, 3).float().requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            result = convolution.convolve(images, weight, pool=True)
+            found.append([result, *torch.autograd.grad(result.sum(), (images, weight))])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 def test_a_pooled_gradient_goes_to_the_places_that_were_largest(compiled: None) -> None:
     images = (drawn("images", 2, 16, 4, 4) * 3).round()  # sums of four are exact in bf16
     weight = torch.zeros(16, 16, 3, 3)
