@@ -1,4 +1,4 @@
-// Products of small matrices that lie in the cache, with sums in fp32, of factors in one of two formats of 16 bits.
+// Products of small matrices that lie in the cache, of factors in one of two formats of 16 bits.
 //
 // A factor is read in pairs: `Factors::Pairs` is 16 of them, and `add_products` multiplies two such vectors value by
 // value and adds up. What differs between the formats is how many products fit into a second, and what a number may be.
@@ -17,7 +17,7 @@ namespace {
 
 // fp16, on Intel's chips: their fused multiply-add of 32 values in fp16 is four times as fast as their product of bf16
 // pairs. It keeps 11 bits where bf16 keeps 8, but ends at 65,504 and fades below 6e-5. So each tensor is brought to a
-// known size by a power of two, and sums leave fp16 for fp32 before they are long enough to overflow or to err.
+// known size by a power of two, and sums that may be long leave fp16 for fp32 every `kChain` pairs.
 struct Factors {
   using Pairs = __m512h;
   using Sums = __m512h;  // of the first and of the second of each pair, side by side

@@ -214,8 +214,8 @@ inline void transform_back(const float* m, long plane, float scale, __m512 (&y)[
 }
 
 // To which absolute values are brought where the format of the factors asks for it. Transforms make images at most 4
-// times as large, filters 2.25 times and gradients 4 times, and transforming back adds up to 9 sums: even where all
-// values are as large as these and of one sign, 1024 channels of them, or a chain of tiles, stay below fp16's 65,504.
+// times as large, filters 2.25 times and gradients 4 times, and transforming back adds up to 9 sums. Where all values
+// are equal and as large as these, 1024 channels of them, or a chain of tiles, stay well below fp16's 65,504.
 constexpr float kImagesBound = 2, kFiltersBound = 1, kGradientBound = 1;
 
 // Tiles in a block, so that one transformed block of that many channels fills about half of a core's second cache.
