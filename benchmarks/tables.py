@@ -13,6 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from choose import AS_IT_STANDS
 from rows import read_rows
 
 from firstlight.insight.spread import Spread
@@ -118,56 +119,93 @@ def _speed(run: dict[str, str]) -> str:
 
 
 def fast(rows: list[dict[str, str]]) -> str:
-    """How good and how fast `cifar10.fast` is, its time also in R: a paragraph for each CPU."""
+    """How good and how fast `cifar10.fast` is, test-time augmentation included in both."""
+    return _by_chip("cifar10.fast", rows, tta=True)
+
+
+def plus(rows: list[dict[str, str]]) -> str:
+    """How good and how fast `cifar10.assignment_plus` is, by its last epoch alone."""
+    return _by_chip("cifar10.assignment_plus", rows, tta=False)
+
+
+def _by_chip(recipe: str, rows: list[dict[str, str]], *, tta: bool) -> str:
+    """A paragraph for each CPU, from the runs of the recipe as it was last trained there."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        if row.get("recipe") == "cifar10.fast" and row.get("device") == "cpu":
+        if row.get("recipe") == recipe and row.get("device") == "cpu":
             groups.setdefault(tuple(row[key] for key in ("epochs", "hardware", "precision")), []).append(row)
     newest = {runs[-1]["hardware"]: runs for runs in groups.values()}
-    return "\n\n".join(_fast(runs, rows) for runs in newest.values())
+    return "\n\n".join(
+        f"`{recipe}`: {_accuracy(runs, tta=tta)}, {_clock(runs, rows, tta=tta)}." for runs in newest.values()
+    )
 
 
-def _fast(runs: list[dict[str, str]], rows: list[dict[str, str]]) -> str:
-    plain, moved = (
+def _accuracy(runs: list[dict[str, str]], *, tta: bool) -> str:
+    plain, several = (
         Spread(tuple(float(run[key]) for run in runs)) for key in ("test_accuracy", "test_accuracy_tta")
     )
-    clock = [sum(float(run[key] or 0) for key in _CLOCK) for run in runs]
-    measured = [row for row in rows if row.get("r_seconds") and row["hardware"] == runs[-1]["hardware"]]
-    interval = "" if moved.interval is None else ", 95 % interval of the mean {:.2%} to {:.2%}"
-    scatter = "" if moved.sd is None else f" (n = {len(runs)}, sd {moved.sd:.2%}"
-    scatter += interval.format(*moved.interval or ()) + ")" if scatter else ""
-    text = (
-        f"`cifar10.fast`: **{moved.mean:.2%} with test-time augmentation**{scatter}, {plain.mean:.2%} "
-        f"without, {statistics.mean(clock):.0f} s from the first step to the last forward pass of that "
-        f"augmentation ({runs[-1]['hardware']}, {runs[-1]['precision']})"
+    chosen = several if tta else plain
+    scatter = ""
+    if chosen.sd is not None and chosen.interval is not None:
+        scatter = f" (n = {len(runs)}, sd {chosen.sd:.2%}, 95 % interval of the mean "
+        scatter += "{:.2%} to {:.2%})".format(*chosen.interval)
+    if tta:
+        return f"**{chosen.mean:.2%} with test-time augmentation**{scatter}, {plain.mean:.2%} without"
+    return f"**{chosen.mean:.2%} without test-time augmentation**{scatter}, {several.mean:.2%} with"
+
+
+def _clock(runs: list[dict[str, str]], rows: list[dict[str, str]], *, tta: bool) -> str:
+    """Mean seconds of training with its checkpoints; also in R where that was measured on this CPU."""
+    keys = ("train_seconds", "checkpoint_seconds", *(("tta_seconds",) if tta else ()))
+    seconds = statistics.mean(sum(float(run[key] or 0) for key in keys) for run in runs)
+    hardware = runs[-1]["hardware"]
+    what = "from the first step to the last forward pass of that augmentation" if tta else "of training"
+    text = f"{seconds:,.0f} s {what} ({hardware}, {runs[-1]['precision']})"
+    measured = [row["r_seconds"] for row in rows if row.get("r_seconds") and row["hardware"] == hardware]
+    if not measured:
+        return text
+    r = float(measured[-1])
+    return (
+        f"{text}: **{seconds / r:.2f} R**, with R the time that the stock loop needs for 50,000 images of "
+        f"the assignment ({r:.0f} s)"
     )
-    if measured:
-        r = float(measured[-1]["r_seconds"])
-        text += f": **{statistics.mean(clock) / r:.2f} R**, with R the time that the stock loop needs for "
-        text += f"50,000 images of the assignment ({r:.0f} s)"
-    return text + "."
-
-
-_CLOCK = ("train_seconds", "checkpoint_seconds", "tta_seconds")
 
 
 def ablations(rows: list[dict[str, str]]) -> str:
-    """What `cifar10.fast` loses without each of its parts, from choices.csv; means over the seeds."""
+    """What `cifar10.fast` loses without each of its parts, from choices.csv; means over the seeds.
+
+    Each run stands beside that of the whole recipe from the same seed on the same chip; one without is left
+    out.
+    """
     tried: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(CHOICES):
         if row["note"] == "ablation":
             tried.setdefault(row["change"], []).append(row)
+    whole = {(row["seed"], row["hardware"]): row for row in tried.get(AS_IT_STANDS, [])}
     lines = [
-        "| change | n | accuracy with TTA | calibrated | training |",
-        "| --- | --- | --- | --- | --- |",
+        "| change | n | accuracy with TTA | points | calibrated | difference | time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for change, runs in tried.items():
-        accuracy, loss, seconds = (
-            statistics.mean(float(run[key]) for run in runs)
-            for key in ("accuracy_tta", "calibrated_loss", "train_seconds")
+        pairs = [(run, whole[key]) for run in runs if (key := (run["seed"], run["hardware"])) in whole]
+        if not pairs:
+            continue
+        accuracy, loss = (
+            statistics.mean(float(run[key]) for run, _ in pairs)
+            for key in ("accuracy_tta", "calibrated_loss")
         )
-        lines.append(f"| {change} | {len(runs)} | {accuracy:.2%} | {loss:.3f} | {seconds:.0f} s |")
-    return "\n".join(lines) if tried else ""
+        points, worse = (
+            statistics.mean(float(run[key]) - float(beside[key]) for run, beside in pairs)
+            for key in ("accuracy_tta", "calibrated_loss")
+        )
+        times = statistics.mean(
+            float(run["train_seconds"]) / float(beside["train_seconds"]) for run, beside in pairs
+        )
+        lines.append(
+            f"| {change} | {len(pairs)} | {accuracy:.2%} | {100 * points:+.2f} | {loss:.3f} | {worse:+.3f} "
+            f"| × {times:.2f} |"
+        )
+    return "\n".join(lines) if whole else ""
 
 
 def pointing(rows: list[dict[str, str]]) -> str:
@@ -278,6 +316,7 @@ PARTS = {
     "pipeline": pipeline,
     "speed": speed,
     "fast": fast,
+    "plus": plus,
     "ablations": ablations,
     "pointing": pointing,
     "suspects": suspects,

@@ -52,6 +52,7 @@ def test_the_readme_says_what_the_rows_say() -> None:
         ("docs/page.md", r"(<!-- pointing -->[^<]*\| Grad-CAM \| 8×8 \| \d \| )\d"),
         ("docs/page.md", r"(<!-- suspects -->[^<]*\| firstlight \| )\d"),
         ("docs/fast.md", r"(<!-- fast -->[^<]*\*\*)\d"),
+        ("docs/fast.md", r"(<!-- plus -->[^<]*\*\*)\d"),
         ("docs/fast.md", r"(<!-- ablations -->[^<]*\| as it stands \| \d \| )\d"),
     ],
 )
@@ -77,6 +78,35 @@ def test_the_clock_of_the_fast_recipe_runs_to_the_last_view_and_its_older_versio
     elsewhere = {**seeds[0], "hardware": "another", "train_seconds": "4"}
     first, second = tables().fast([old, *seeds, elsewhere, *yardsticks]).split("\n\n")
     assert first == said and "**2.00 R**" in second and "(7 s)" in second
+
+
+def test_the_clock_of_assignment_plus_ends_with_training() -> None:
+    run = {"recipe": "cifar10.assignment_plus", "device": "cpu", "hardware": "a chip", "precision": "bf16"}
+    run |= {"epochs": "24", "test_accuracy": "0.95", "test_accuracy_tta": "0.96", "tta_seconds": "50"}
+    run |= {"train_seconds": "390", "checkpoint_seconds": "10"}
+    said = tables().plus([run, {"hardware": "a chip", "r_seconds": "100"}])
+    assert "**95.00% without test-time augmentation**, 96.00% with" in said
+    assert "400 s of training" in said and "**4.00 R**" in said
+    assert tables().fast([run]) == ""
+
+
+def test_an_ablation_stands_beside_the_whole_recipe_of_its_seed_and_chip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tables()
+    head = "note,change,seed,hardware,accuracy_tta,calibrated_loss,train_seconds"
+    lines = [
+        "ablation,as it stands,0,slow,0.940,0.180,100",
+        "ablation,as it stands,0,quick,0.930,0.190,50",
+        "ablation,without it,0,quick,0.920,0.200,55",
+        "ablation,without it,1,quick,0.100,9.000,99",
+        ",something else,0,quick,0.1,9.0,1",
+    ]
+    (tmp_path / "choices.csv").write_text("\n".join([head, *lines]))
+    monkeypatch.setattr(module, "CHOICES", tmp_path / "choices.csv")
+    _, _, whole, without = module.ablations([]).splitlines()
+    assert whole == "| as it stands | 2 | 93.50% | +0.00 | 0.185 | +0.000 | × 1.00 |"
+    assert without == "| without it | 1 | 92.00% | -1.00 | 0.200 | +0.010 | × 1.10 |"
 
 
 @pytest.mark.parametrize(
