@@ -172,40 +172,39 @@ def _clock(runs: list[dict[str, str]], rows: list[dict[str, str]], *, tta: bool)
 
 
 def ablations(rows: list[dict[str, str]]) -> str:
-    """What `cifar10.fast` loses without each of its parts, from choices.csv; means over the seeds.
+    """What `cifar10.fast` loses without each of its parts, from choices.csv; means over its runs.
 
-    Each run stands beside that of the whole recipe from the same seed on the same chip; one without is left
-    out.
+    A run is compared with those of the whole recipe from the same seed, and left out where there is none; its
+    time with theirs on the same chip.
     """
     tried: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(CHOICES):
         if row["note"] == "ablation":
             tried.setdefault(row["change"], []).append(row)
-    whole = {(row["seed"], row["hardware"]): row for row in tried.get(AS_IT_STANDS, [])}
+    whole = tried.get(AS_IT_STANDS, [])
     lines = [
-        "| change | n | accuracy with TTA | points | calibrated | difference | time |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| change | n | accuracy with TTA, points | calibrated, difference | time |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for change, runs in tried.items():
-        pairs = [(run, whole[key]) for run in runs if (key := (run["seed"], run["hardware"])) in whole]
-        if not pairs:
+        same_seed = [(run, beside) for run in runs for beside in whole if run["seed"] == beside["seed"]]
+        if not same_seed:
             continue
-        accuracy, loss = (
-            statistics.mean(float(run[key]) for run, _ in pairs)
-            for key in ("accuracy_tta", "calibrated_loss")
-        )
-        points, worse = (
-            statistics.mean(float(run[key]) - float(beside[key]) for run, beside in pairs)
-            for key in ("accuracy_tta", "calibrated_loss")
-        )
-        times = statistics.mean(
-            float(run["train_seconds"]) / float(beside["train_seconds"]) for run, beside in pairs
-        )
+        same_chip = [pair for pair in same_seed if pair[0]["hardware"] == pair[1]["hardware"]]
+        accuracy, loss = (_beside(same_seed, key) for key in ("accuracy_tta", "calibrated_loss"))
+        times = [float(run["train_seconds"]) / float(beside["train_seconds"]) for run, beside in same_chip]
         lines.append(
-            f"| {change} | {len(pairs)} | {accuracy:.2%} | {100 * points:+.2f} | {loss:.3f} | {worse:+.3f} "
-            f"| × {times:.2f} |"
+            f"| {change} | {len(runs)} | {accuracy[0]:.2%}, {100 * accuracy[1]:+.2f} "
+            f"| {loss[0]:.3f}, {loss[1]:+.3f} | {f'× {statistics.mean(times):.2f}' if times else ''} |"
         )
     return "\n".join(lines) if whole else ""
+
+
+def _beside(pairs: list[tuple[dict[str, str], dict[str, str]]], key: str) -> tuple[float, float]:
+    """The mean of a figure over runs, and of how far it is from that of the runs beside them."""
+    figures = [(float(run[key]), float(beside[key])) for run, beside in pairs]
+    mean, other = (statistics.mean(each) for each in zip(*figures, strict=True))
+    return mean, mean - other
 
 
 def pointing(rows: list[dict[str, str]]) -> str:

@@ -90,7 +90,7 @@ def test_the_clock_of_assignment_plus_ends_with_training() -> None:
     assert tables().fast([run]) == ""
 
 
-def test_an_ablation_stands_beside_the_whole_recipe_of_its_seed_and_chip(
+def test_an_ablation_is_compared_with_its_seed_and_timed_on_its_chip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tables()
@@ -99,14 +99,16 @@ def test_an_ablation_stands_beside_the_whole_recipe_of_its_seed_and_chip(
         "ablation,as it stands,0,slow,0.940,0.180,100",
         "ablation,as it stands,0,quick,0.930,0.190,50",
         "ablation,without it,0,quick,0.920,0.200,55",
-        "ablation,without it,1,quick,0.100,9.000,99",
+        "ablation,nor that,0,unknown,0.910,0.215,7",
+        "ablation,with nothing to compare,1,quick,0.1,9.0,1",
         ",something else,0,quick,0.1,9.0,1",
     ]
     (tmp_path / "choices.csv").write_text("\n".join([head, *lines]))
     monkeypatch.setattr(module, "CHOICES", tmp_path / "choices.csv")
-    _, _, whole, without = module.ablations([]).splitlines()
-    assert whole == "| as it stands | 2 | 93.50% | +0.00 | 0.185 | +0.000 | × 1.00 |"
-    assert without == "| without it | 1 | 92.00% | -1.00 | 0.200 | +0.010 | × 1.10 |"
+    _, _, whole, without, nor = module.ablations([]).splitlines()
+    assert whole == "| as it stands | 2 | 93.50%, +0.00 | 0.185, +0.000 | × 1.00 |"
+    assert without == "| without it | 1 | 92.00%, -1.50 | 0.200, +0.015 | × 1.10 |"
+    assert nor == "| nor that | 1 | 91.00%, -2.50 | 0.215, +0.030 |  |"
 
 
 @pytest.mark.parametrize(

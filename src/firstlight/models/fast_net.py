@@ -41,9 +41,8 @@ class FastNet(nn.Module):
         self.logit_scale = logit_scale
         block = partial(ConvBlock, activation=activation, identity=identity, norm_scale=norm_scale)
         first, second, third = widths
-        stem = min(
-            stem, 16 * channels
-        )  # of 18 directions at most, both signs counted, in a kernel's multiples
+        # There are 18 directions a channel, both signs counted; the kernels want a multiple of 16.
+        stem = min(stem, 16 * channels)
         self.whiten = nn.Sequential(Whitening(channels, stem), ACTIVATIONS[activation]())
         self.stage1 = nn.Sequential(block(stem, first, pool=True), block(first, first))
         self.stage2 = nn.Sequential(block(first, second, pool=True), block(second, second))
