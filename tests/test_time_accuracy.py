@@ -113,6 +113,11 @@ def test_the_stock_loop_takes_24_r_at_the_assignments_accuracy_on_the_same_hardw
         row(0.92, 0.93, 9, recipe="cifar10.fast", hardware="Another CPU"),
     ]
     assert picture.points([*rows, *elsewhere]) == picture.points(rows), "one CPU is shown"
+    only = row(0.95, 0.96, 300, recipe="cifar10.fast_plus", hardware="Intel(R) Xeon(R) Processor, 2 cores")
+    more = picture.points([*rows, measured(50, only["hardware"]), only])
+    told = [point for point in more if point.name == "cifar10.fast_plus"]
+    assert [point.seconds for point in told] == [300, 300], "what only another CPU trained"
+    assert {point.detail for point in told} == {"24 epochs, one seed, Intel Xeon, 6.0 R there"}
     assert picture.stock_points(rows[:2]) == [] and picture.stock_points([measured(50)]) == []
 
 
