@@ -102,6 +102,7 @@ def test_probabilities_and_global_streams() -> None:
         ({"widths": (64, 256)}, "three positive numbers"),
         ({"widths": (64, 0, 64)}, "three positive numbers"),
         ({"activation": "tanh"}, "unknown activation"),
+        ({"logit_scale": -1.0}, "logit_scale must be above 0"),
     ],
 )
 def test_impossible_networks_are_refused(settings: dict[str, object], says: str) -> None:

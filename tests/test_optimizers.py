@@ -57,6 +57,11 @@ def test_every_choice_reaches_torch(spec: OptimizerSpec, kind: type, settings: d
     assert group["lr"] == 0.25
 
 
+def test_without_momentum_nesterov_means_nothing() -> None:
+    [group] = SGD(momentum=0.0)([weight()], 0.1).param_groups
+    assert group["nesterov"] is False
+
+
 @pytest.mark.parametrize("shape", [(16, 144), (144, 16), (32, 32)])
 def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=stream(0, "matrix"))

@@ -17,7 +17,7 @@ from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
 from firstlight.report.checklist import free_choices
 from firstlight.run import resolve
-from firstlight.training.optimizers import AdamW
+from firstlight.training.optimizers import Adam, AdamW, Muon
 
 
 def test_the_assignment_is_what_the_course_asks_for() -> None:
@@ -105,6 +105,13 @@ def test_the_sides_of_the_first_epochs_stretch_with_the_epochs() -> None:
         ({"name": "mine"}, "name cannot be set"),
         ({"seed": -1}, "seed must not be negative"),
         ({"width": 0}, "width"),
+        ({"logit_scale": 0}, "logit_scale must be above 0"),
+        ({"momentum": 1}, "momentum must be in [0, 1), not 1"),
+        ({"weight_decay": -1}, "weight_decay must not be negative"),
+        ({"optimizer": Adam(), "beta2": 1.5}, "beta2 must be in [0, 1)"),
+        ({"optimizer": AdamW(), "beta1": -1}, "beta1 must be in [0, 1)"),
+        ({"optimizer": Muon(), "other_momentum": 2}, "other_momentum must be in [0, 1)"),
+        ({"optimizer": Muon(), "bias_rate": 0}, "bias_rate must be a positive number"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_word_on_what_can(settings: dict[str, object], said: str) -> None:

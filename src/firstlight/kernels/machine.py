@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -65,19 +67,34 @@ def _faster_precision(device: torch.device) -> str:
         return "fp32"
     # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32; and chips that have it
     # differ in how fast it is, so what counts is the operation that a training would take.
-    return "bf16" if _convolution_seconds(torch.bfloat16) < _convolution_seconds(torch.float32) else "fp32"
+    # In turn, the shortest of each, by a single thread: several wait for the slowest of them, so that other
+    # work on the machine would choose.
+    convolutions = {"bf16": _convolution(torch.bfloat16), "fp32": _convolution(torch.float32)}
+    shortest = dict.fromkeys(convolutions, math.inf)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for turn in range(6):
+            for precision, convolution in convolutions.items():
+                start = time.perf_counter()
+                convolution()
+                seconds = time.perf_counter() - start
+                if turn:  # the first call compiles the kernel
+                    shortest[precision] = min(seconds, shortest[precision])
+    finally:
+        torch.set_num_threads(threads)
+    return min(shortest, key=shortest.__getitem__)
 
 
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    """Time one convolution, forward and backward, at a size that a small network has."""
+def _convolution(dtype: torch.dtype) -> Callable[[], None]:
+    """Return one convolution, forward and backward, at a size that a small network has."""
     images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     compiled = dtype == torch.bfloat16 and bool(load())
     filters = torch.ones(64, 64, 3, 3, dtype=torch.float32 if compiled else dtype)
     filters = filters.to(memory_format=torch.channels_last).requires_grad_()
-    seconds = []
-    for _ in range(4):  # the first call compiles the kernel
-        start = time.perf_counter()
+
+    def forward_and_backward() -> None:
         found = convolve(images, filters) if compiled else F.conv2d(images, filters, padding=1)
         found.sum().backward()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+
+    return forward_and_backward

@@ -21,10 +21,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def check_activation(name: str) -> None:
-    """Raise InputError where no activation has this name."""
-    if name not in ACTIVATIONS:
-        raise InputError(f"unknown activation {name!r}", f"Known: {', '.join(ACTIVATIONS)}.")
+def check_choices(activation: str, logit_scale: float = 1.0) -> None:
+    """Raise InputError where no activation has this name, or where the logits would lose their meaning."""
+    if activation not in ACTIVATIONS:
+        raise InputError(f"unknown activation {activation!r}", f"Known: {', '.join(ACTIVATIONS)}.")
+    if not logit_scale > 0:
+        raise InputError(f"logit_scale must be above 0, not {logit_scale:g}")
 
 
 class ConvBlock(nn.Sequential):
@@ -51,7 +53,7 @@ class ConvBlock(nn.Sequential):
         identity: bool = False,
         norm_scale: bool = True,
     ) -> None:
-        check_activation(activation)
+        check_choices(activation)
         layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))]
         if pool:
             layers.append(("pool", nn.MaxPool2d(2)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import ConvBlock, Residual, check_activation
+from firstlight.models.blocks import ConvBlock, Residual, check_choices
 
 
 class CustomResNet(nn.Module):
@@ -83,7 +83,7 @@ class CustomResNetSpec:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise InputError(f"width must be at least 1, not {self.width}")
-        check_activation(self.activation)
+        check_choices(self.activation, self.logit_scale)
 
     def __call__(self, num_classes: int, channels: int = 3) -> CustomResNet:
         return CustomResNet(num_classes, channels=channels, **vars(self))

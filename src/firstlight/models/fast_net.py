@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import ACTIVATIONS, ConvBlock, check_activation
+from firstlight.models.blocks import ACTIVATIONS, ConvBlock, check_choices
 from firstlight.models.whitening import Whitening
 
 
@@ -87,7 +87,7 @@ class FastNetSpec:
     def __post_init__(self) -> None:
         if len(self.widths) != 3 or min(self.widths) < 1:
             raise InputError(f"widths must be three positive numbers, not {self.widths}")
-        check_activation(self.activation)
+        check_choices(self.activation, self.logit_scale)
 
     def __call__(self, num_classes: int, channels: int = 3) -> FastNet:
         return FastNet(num_classes, channels=channels, **vars(self))

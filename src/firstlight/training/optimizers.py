@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from firstlight.errors import InputError
 from firstlight.runtime import fast_bf16_products
 
 
@@ -23,13 +25,31 @@ class OptimizerSpec(Protocol):
     ) -> torch.optim.Optimizer: ...
 
 
+def _check(momenta: Mapping[str, float], rates: Mapping[str, float], weight_decay: float) -> None:
+    """Raise InputError where a momentum is not in [0, 1), a rate not positive or weight decay negative."""
+    for name, value in momenta.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} must be in [0, 1), not {value:g}")
+    for name, value in rates.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} must be a positive number, not {value:g}")
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay must not be negative, but is {weight_decay:g}")
+
+
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with Nesterov momentum; weight decay is added to the gradient."""
+    """Stochastic gradient descent with Nesterov momentum; weight decay is added to the gradient.
+
+    nesterov: means nothing without momentum.
+    """
 
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        _check({"momentum": self.momentum}, {}, self.weight_decay)
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
@@ -39,7 +59,7 @@ class SGD:
             lr=lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
+            nesterov=self.nesterov and self.momentum > 0,
             fused=fused,
         )
         if fused and self.momentum:
@@ -57,6 +77,9 @@ class Adam:
     beta2: float = 0.999
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check({"beta1": self.beta1, "beta2": self.beta2}, {}, self.weight_decay)
+
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
     ) -> torch.optim.Optimizer:
@@ -71,6 +94,9 @@ class AdamW:
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check({"beta1": self.beta1, "beta2": self.beta2}, {}, self.weight_decay)
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
@@ -98,6 +124,11 @@ class Muon:
     linear_rate: float = 1.0
     other_momentum: float = 0.85
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        momenta = {"momentum": self.momentum, "other_momentum": self.other_momentum}
+        rates = {"bias_rate": self.bias_rate, "linear_rate": self.linear_rate}
+        _check(momenta, rates, self.weight_decay)
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
