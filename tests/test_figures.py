@@ -252,6 +252,12 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert not any("Test" in words for words in words_of(figures.learning_curves(a_history(4, test=False))))
 
 
+def test_learning_curves_say_where_the_training_loss_is_another() -> None:
+    smoothed = figures.learning_curves(a_history(4), label_smoothing=0.2)
+    assert any("label smoothing (0.2)" in words for words in words_of(smoothed))
+    assert not any("smoothing" in words for words in words_of(figures.learning_curves(a_history(4))))
+
+
 def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked() -> None:
     epochs = list(a_history(5))
     epochs[2] = dataclasses.replace(epochs[2], test_loss=None, test_accuracy=None)

@@ -190,6 +190,17 @@ def test_the_checklist_says_kept_and_broken_in_words_too(text: str) -> None:
     assert "✓ As the assignment says: " in said and "✗ Otherwise than the assignment: " in said
 
 
+def test_what_a_setting_does_to_a_number_is_said_beside_it(folder: Path, text: str) -> None:
+    plain = Reader(text).text
+    assert "label smoothing (" not in plain and "to two corners" not in plain
+    values = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    values["recipe"] |= {"label_smoothing": 0.2, "tta_shift": 2}
+    (folder / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    said = Reader(Run(RunFolder(folder)).report().path.read_text(encoding="utf-8")).text
+    assert "its loss alone is with label smoothing (0.2)" in said
+    assert "also moved by 2 pixels to two corners" in said
+
+
 def test_pictures_that_do_not_fit_are_left_out_from_the_end() -> None:
     images = torch.randint(
         256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

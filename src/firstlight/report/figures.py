@@ -56,10 +56,13 @@ _PARTS = (
 
 
 @in_one_look
-def learning_curves(history: History, schedule: Callable[[int], float] | None = None) -> Sheet:
+def learning_curves(
+    history: History, schedule: Callable[[int], float] | None = None, *, label_smoothing: float = 0.0
+) -> Sheet:
     """Draw accuracy, loss and learning rate over the epochs.
 
     schedule: step -> rate, drawn for every step; without it, the rate of each epoch's last step.
+    label_smoothing: of the training loss, which lies higher by it; the other losses are without.
     """
     if not len(history):
         raise InputError("a history without a finished epoch has no learning curves")
@@ -78,7 +81,8 @@ def learning_curves(history: History, schedule: Callable[[int], float] | None = 
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.10g}%"))
     _curves(panels[1], history, "loss", lambda value: f"{value:.3f}", 0.2)
     _rates(panels[2], history, schedule)
-    said = ["Train: running mean over augmented images, as the weights changed."]
+    said = ["Train: running mean over augmented images, as the weights changed"]
+    said[0] += f"; its loss alone is with label smoothing ({label_smoothing:g})." if label_smoothing else "."
     if any(epoch.test_accuracy is not None for epoch in history):
         said.append("Test: scored after training, from snapshots of the weights.")
     sheet.write(left, 7.58, "\n".join(said), size=SMALL, color=MUTED)

@@ -172,7 +172,8 @@ class Run:
     def learning_curves(self) -> Figure:
         if not len(self.history):
             raise InputError(f"{self.folder.path} holds no finished epoch")
-        return figures.learning_curves(self.history, self.schedule)
+        smoothing = self.recipe.label_smoothing
+        return figures.learning_curves(self.history, self.schedule, label_smoothing=smoothing)
 
     def lr_finder(self) -> Figure:
         return figures.lr_finder(_there(self.finding, "learning-rate finding (the rates were given)"))
