@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ def read_rows(path: Path = RESULTS) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [{key: value or "" for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def stock_seconds(rows: Iterable[Mapping[str, str]]) -> dict[str, float]:
+    """Return R by hardware: the seconds that the stock loop takes for 50,000 images, of the newest row."""
+    return {row["hardware"]: float(row["r_seconds"]) for row in rows if row.get("r_seconds")}
 
 
 def add_row(values: Mapping[str, Any], path: Path = RESULTS) -> None:

@@ -11,10 +11,11 @@ import itertools
 import re
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
 from choose import AS_IT_STANDS
-from rows import read_rows
+from rows import read_rows, stock_seconds
 
 from firstlight.insight.spread import Spread
 from firstlight.report.opened import Run
@@ -161,10 +162,9 @@ def _clock(runs: list[dict[str, str]], rows: list[dict[str, str]], *, tta: bool)
     hardware = runs[-1]["hardware"]
     what = "from the first step to the last forward pass of that augmentation" if tta else "of training"
     text = f"{seconds:,.0f} s {what} ({hardware}, {runs[-1]['precision']})"
-    measured = [row["r_seconds"] for row in rows if row.get("r_seconds") and row["hardware"] == hardware]
-    if not measured:
+    r = stock_seconds(rows).get(hardware)
+    if r is None:
         return text
-    r = float(measured[-1])
     return (
         f"{text}: **{seconds / r:.2f} R**, with R the time that the stock loop needs for 50,000 images of "
         f"the assignment ({r:.0f} s)"
@@ -177,27 +177,26 @@ def ablations(rows: list[dict[str, str]]) -> str:
     A run is compared with those of the whole recipe from the same seed, and left out where there is none; its
     time with theirs on the same chip.
     """
-    tried: dict[str, list[dict[str, str]]] = {}
-    for row in read_rows(CHOICES):
-        if row["note"] == "ablation":
-            tried.setdefault(row["change"], []).append(row)
-    whole = tried.get(AS_IT_STANDS, [])
+    runs = [row for row in read_rows(CHOICES) if row["note"] == "ablation"]
+    whole = [run for run in runs if run["change"] == AS_IT_STANDS]
+    runs = [run for run in runs if run["seed"] in {other["seed"] for other in whole}]
     lines = [
         "| change | n | accuracy with TTA, points | calibrated, difference | time |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for change, runs in tried.items():
-        same_seed = [(run, beside) for run in runs for beside in whole if run["seed"] == beside["seed"]]
-        if not same_seed:
-            continue
+    for change in dict.fromkeys(run["change"] for run in runs):
+        tried = [run for run in runs if run["change"] == change]
+        same_seed = [(run, beside) for run in tried for beside in whole if run["seed"] == beside["seed"]]
         same_chip = [pair for pair in same_seed if pair[0]["hardware"] == pair[1]["hardware"]]
         accuracy, loss = (_beside(same_seed, key) for key in ("accuracy_tta", "calibrated_loss"))
         times = [float(run["train_seconds"]) / float(beside["train_seconds"]) for run, beside in same_chip]
         lines.append(
-            f"| {change} | {len(runs)} | {accuracy[0]:.2%}, {100 * accuracy[1]:+.2f} "
+            f"| {change} | {len(tried)} | {accuracy[0]:.2%}, {100 * accuracy[1]:+.2f} "
             f"| {loss[0]:.3f}, {loss[1]:+.3f} | {f'× {statistics.mean(times):.2f}' if times else ''} |"
         )
-    return "\n".join(lines) if whole else ""
+    chips = Counter(f"{run['hardware']}, {run['precision']}" for run in runs)
+    counted = "; ".join(f"{chip}: {count}" for chip, count in chips.items())
+    return "\n".join([*lines, "", f"Runs by chip: {counted}."]) if runs else ""
 
 
 def _beside(pairs: list[tuple[dict[str, str], dict[str, str]]], key: str) -> tuple[float, float]:

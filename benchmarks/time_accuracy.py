@@ -3,10 +3,10 @@
     python benchmarks/time_accuracy.py [--out PICTURE]
 
 Ours are means over the seeds of a recipe, on GPUs and on the CPU that trained `cifar10.assignment`. A recipe
-that only another CPU has trained stands at its seconds there, with its R in words. The stock
-loop is not trained to the end: its time is 24 R, of the newest row of reference.py on that CPU, and its
-accuracy that of `cifar10.assignment`, since both compute the same. Published figures are on other hardware
-and as their authors time them.
+that only another CPU has trained stands at its seconds there, with its R in words. The stock loop is not
+trained to the end: its time is 24 R, of the newest row of reference.py on the first CPU, and its accuracy
+that of `cifar10.assignment`, since both compute the same. Published figures are on other hardware and as
+their authors time them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
-from rows import read_rows
+from rows import read_rows, stock_seconds
 
 from firstlight.insight.spread import Spread
 from firstlight.record.folder import write_atomic
@@ -111,7 +111,7 @@ def our_points(rows: Iterable[dict[str, str]], home: str | None = None) -> list[
     home: the CPU that needs no name; None where none does.
     """
     rows = list(rows)
-    yardsticks = {row["hardware"]: float(row["r_seconds"]) for row in rows if row.get("r_seconds")}
+    yardsticks = stock_seconds(rows)
     groups: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for row in rows:
         if row.get("test_accuracy") and row["recipe"].startswith("cifar10."):

@@ -94,21 +94,22 @@ def test_an_ablation_is_compared_with_its_seed_and_timed_on_its_chip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tables()
-    head = "note,change,seed,hardware,accuracy_tta,calibrated_loss,train_seconds"
+    head = "note,change,seed,hardware,precision,accuracy_tta,calibrated_loss,train_seconds"
     lines = [
-        "ablation,as it stands,0,slow,0.940,0.180,100",
-        "ablation,as it stands,0,quick,0.930,0.190,50",
-        "ablation,without it,0,quick,0.920,0.200,55",
-        "ablation,nor that,0,unknown,0.910,0.215,7",
-        "ablation,with nothing to compare,1,quick,0.1,9.0,1",
-        ",something else,0,quick,0.1,9.0,1",
+        "ablation,as it stands,0,slow,bf16,0.940,0.180,100",
+        "ablation,as it stands,0,quick,bf16,0.930,0.190,50",
+        "ablation,without it,0,quick,bf16,0.920,0.200,55",
+        "ablation,nor that,0,unknown,bf16,0.910,0.215,7",
+        "ablation,with nothing to compare,1,quick,bf16,0.1,9.0,1",
+        ",something else,0,quick,bf16,0.1,9.0,1",
     ]
     (tmp_path / "choices.csv").write_text("\n".join([head, *lines]))
     monkeypatch.setattr(module, "CHOICES", tmp_path / "choices.csv")
-    _, _, whole, without, nor = module.ablations([]).splitlines()
+    _, _, whole, without, nor, _, chips = module.ablations([]).splitlines()
     assert whole == "| as it stands | 2 | 93.50%, +0.00 | 0.185, +0.000 | × 1.00 |"
     assert without == "| without it | 1 | 92.00%, -1.50 | 0.200, +0.015 | × 1.10 |"
     assert nor == "| nor that | 1 | 91.00%, -2.50 | 0.215, +0.030 |  |"
+    assert chips == "Runs by chip: slow, bf16: 1; quick, bf16: 2; unknown, bf16: 1."
 
 
 @pytest.mark.parametrize(
