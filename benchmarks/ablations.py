@@ -17,8 +17,8 @@ import torch
 from choose import AS_IT_STANDS, Change, compare, options
 from torch import nn
 
-from firstlight import runtime
-from firstlight.job import Job
+from firstlight.jobs.job import Job
+from firstlight.machine.streams import seeded
 from firstlight.models.fast_net import FastNet
 from firstlight.recipe import Recipe
 from firstlight.training.optimizers import Muon
@@ -82,7 +82,7 @@ def learn_first_layer(change: str, job: Job) -> None:
     assert isinstance(job.model, FastNet)
     first = job.model.whiten[0]
     assert isinstance(first, nn.Conv2d)
-    with runtime.seeded(job.recipe.seed, "first layer"):
+    with seeded(job.recipe.seed, "first layer"):
         first.reset_parameters()
     first.requires_grad_(True)
 

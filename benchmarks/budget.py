@@ -81,13 +81,13 @@ def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
     from torch import nn
     from torch.nn import functional as F
 
-    from firstlight import runtime
-    from firstlight.kernels import convolution
-    from firstlight.kernels.machine import prepare
+    from firstlight.machine.kernels import convolution
+    from firstlight.machine.machine import choose
+    from firstlight.machine.streams import stream
     from firstlight.models.blocks import ConvBlock
     from firstlight.models.custom_resnet import CustomResNet
 
-    prepare("cpu", "bf16")
+    choose("cpu", "bf16")
     model = CustomResNet(10).to(memory_format=torch.channels_last)
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, ConvBlock)}
     sides: dict[str, int] = {}
@@ -111,7 +111,7 @@ def convolutions(repeats: int = 5) -> list[dict[str, Any]]:
     for name, block in blocks.items():
         conv: nn.Conv2d = block.conv
         side = sides[name]
-        draw = runtime.stream(0, name)
+        draw = stream(0, name)
         shape = (BATCH, conv.in_channels, side, side)
         images = torch.randn(shape, generator=draw).bfloat16().contiguous(memory_format=torch.channels_last)
         weight = conv.weight.detach()
@@ -235,7 +235,7 @@ def main() -> None:
         draw(json.loads(RESULT.read_text(encoding="utf-8")), PICTURE)
         return
 
-    from firstlight.kernels.machine import prepare
+    from firstlight.machine.machine import choose
 
     rounds = [{loop: in_own_process(loop) for loop in LOOPS} for _ in range(arguments.rounds)]
     # The round whose step is the median one speaks for each loop, so that its parts belong together.
@@ -251,7 +251,7 @@ def main() -> None:
             row[way] = [None if value[0] is None else min(value) for value in values]
     floor = sum(best(row, number) for row in rows for number in range(3)) / 1e3
     budget = {
-        "hardware": prepare("cpu", "bf16").hardware,
+        "hardware": choose("cpu", "bf16").hardware,
         "floor": floor,
         "loops": loops,
         "alone": rows,

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from firstlight.runtime import Machine
+from firstlight.machine.machine import Machine
 from firstlight.training import loop
-from firstlight.training.loop import Objective, TrainState, train_step
+from firstlight.training.loop import TrainState, train_step
+from firstlight.training.objective import Objective
 
 WARM_UP = 3
 """Steps before the capture, in which libraries allocate their workspaces and choose their algorithms."""

@@ -24,8 +24,8 @@ from rows import add_row
 from torch.nn import functional as F
 
 from firstlight.insight.evaluation import Evaluation, evaluate
-from firstlight.job import Job, resolve
-from firstlight.kernels.machine import prepare
+from firstlight.jobs.job import Job, resolve
+from firstlight.machine.machine import choose
 from firstlight.recipe import Recipe
 from firstlight.training.loop import fit
 
@@ -76,7 +76,7 @@ def compare(
 
     before: called with the name of the change and the job before it is trained.
     """
-    machine = prepare()
+    machine = choose()
     base = resolve(chosen, validation=arguments.held_out)
     train, test = base.data.load(arguments.data_dir)
     nothing = test.subset(torch.arange(0))  # so that nothing here can look at it

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 import torch
 from rows import add_row
 
-from firstlight import runtime
-from firstlight.kernels.machine import prepare
+from firstlight.machine.machine import choose
+from firstlight.machine.streams import seeded, stream
 from firstlight.recipes import named
-from firstlight.training.loop import Objective, TrainState, train_step
+from firstlight.training.loop import TrainState, train_step
+from firstlight.training.objective import Objective
 
 
 def main() -> None:
@@ -28,10 +29,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     recipe = named("cifar10.assignment")
-    machine = prepare(determinism="bits")
-    with runtime.seeded(0, "weights"):
+    machine = choose(determinism="bits")
+    with seeded(0, "weights"):
         state = TrainState.create(recipe.model(10), recipe.optimizer, machine)
-    images = torch.rand(recipe.batch_size, 3, 32, 32, generator=runtime.stream(0, "images"))
+    images = torch.rand(recipe.batch_size, 3, 32, 32, generator=stream(0, "images"))
     images = images.to(machine.device, machine.dtype, memory_format=torch.channels_last)
     labels = torch.arange(recipe.batch_size, device=machine.device) % 10
     seconds: dict[str, list[float]] = {"draws": [], "bits": []}

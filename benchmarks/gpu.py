@@ -40,7 +40,7 @@ from gpu_worker import toy
 from rows import RESULTS, add_row
 
 from firstlight.errors import InputError, RunFailed
-from firstlight.insight.spread import Spread
+from firstlight.insight.intervals import Spread
 
 WORKER = Path(__file__).resolve().with_name("gpu_worker.py")
 
@@ -206,7 +206,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def whole_data(options: argparse.Namespace) -> Path | None:
     """Return the folder with the data, joined in the cache where only its pieces were given."""
-    from firstlight.runtime import cache_folder
+    from firstlight.machine.storage import cache_folder
 
     place: Path | None = options.data_dir
     if place is None or not parts.is_cut(place):

@@ -29,10 +29,10 @@ class Trainer:
     def __init__(self, recipe: Any, options: argparse.Namespace) -> None:
         import torch
 
-        from firstlight.kernels.machine import prepare
+        from firstlight.machine.machine import choose
 
         self.recipe, self.options = recipe, options
-        self.machine = prepare(options.device, options.precision)
+        self.machine = choose(options.device, options.precision)
         if self.machine.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches of training have one shape
         self.train, test = recipe.data.load(options.data_dir)
@@ -45,9 +45,9 @@ class Trainer:
         import torch
         from captured import CapturedStep, fitting_with
 
-        from firstlight import runtime
         from firstlight.insight.evaluation import evaluate
-        from firstlight.job import Job
+        from firstlight.jobs.job import Job
+        from firstlight.machine.clock import Stopwatch
         from firstlight.training.loop import fit
 
         began = time.perf_counter()
@@ -63,7 +63,7 @@ class Trainer:
         else:
             self.step.restart(job.model)
         state, schedule = self.state, job.schedule(self.finding)
-        watch = runtime.Stopwatch(machine)
+        watch = Stopwatch(machine)
         watch.start()
         self._whiten()
         with fitting_with(self.step):
@@ -111,7 +111,7 @@ class Trainer:
         """Fit the first layer to the training images again, on the device and on the clock."""
         from firstlight.data.augment import normalise
 
-        if hasattr(self.state.model, "prepare"):
+        if hasattr(self.state.model, "choose"):
             images = self.train.images[:: -(-len(self.train) // 1000)].to(self.machine.device)
             self.state.model.prepare(normalise(images, self.train.mean, self.train.std))
 

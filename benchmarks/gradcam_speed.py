@@ -23,10 +23,10 @@ from captum.attr import LayerGradCam
 from rows import add_row
 from torch import Tensor
 
-from firstlight import runtime
 from firstlight.data.augment import normalise
 from firstlight.insight.gradcam import default_endpoint, gradcam_pair
-from firstlight.kernels.machine import prepare
+from firstlight.machine.machine import choose
+from firstlight.machine.streams import seeded, stream
 from firstlight.models.custom_resnet import CustomResNet
 
 CLASSES = 10
@@ -47,10 +47,10 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     count, batch_size = arguments.images, arguments.batch_size
 
-    machine = prepare(arguments.device, "fp32")
-    with runtime.seeded(0, "weights"):
+    machine = choose(arguments.device, "fp32")
+    with seeded(0, "weights"):
         model = CustomResNet(CLASSES, width=arguments.width).to(machine.device).eval()
-    draw = runtime.stream(0, "images")
+    draw = stream(0, "images")
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
     images = normalise(pixels.to(machine.device), (0.5,) * 3, (0.25,) * 3)
     first = torch.randint(CLASSES, (count,), generator=draw)

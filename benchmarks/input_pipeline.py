@@ -26,13 +26,14 @@ from albumentations.pytorch import ToTensorV2
 from rows import add_row
 from torch.utils.data import DataLoader, Dataset
 
-from firstlight import runtime
 from firstlight.data.batches import Batches
 from firstlight.data.images import ImageSet
 from firstlight.data.images import statistics as pixel_statistics
-from firstlight.kernels.machine import prepare
+from firstlight.machine.machine import choose
+from firstlight.machine.streams import seeded
 from firstlight.recipes import named
-from firstlight.training.loop import Objective, TrainState, train_step
+from firstlight.training.loop import TrainState, train_step
+from firstlight.training.objective import Objective
 
 WORKERS = 2
 
@@ -85,14 +86,14 @@ def main() -> None:
     labels = torch.arange(arguments.images) % 10
     classes = tuple(map(str, range(10)))
     images = ImageSet(pixels, labels, classes, *pixel_statistics(pixels), range(arguments.images))
-    machine = prepare()
+    machine = choose()
 
     ours = Batches(images, recipe.batch_size, recipe.augment, seed=0, machine=machine)
     course = DataLoader(
         PerImage(images), recipe.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True
     )
 
-    with runtime.seeded(0, "weights"):
+    with seeded(0, "weights"):
         state = TrainState.create(recipe.model(10), recipe.optimizer, machine)
     batch = next(ours.epoch(0))
     steps = []

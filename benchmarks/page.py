@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-WRITE = "import sys; from firstlight.report.opened import Run; Run.open(sys.argv[1]).report()"
+WRITE = "import sys; from firstlight.run import Run; Run.open(sys.argv[1]).report()"
 
 
 def first_paint(page: Path, chromium: str) -> float:
@@ -56,9 +56,10 @@ def main() -> None:
     )
     print(f"first contentful paint after {paint:.0f} ms (medians of {arguments.rounds})")
     if arguments.record:
+        from firstlight.machine.machine import torch
         from rows import add_row
 
-        from firstlight.runtime import hardware_name, torch
+        from firstlight.machine.processor import hardware_name
 
         add_row(
             {

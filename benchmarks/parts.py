@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firstlight.errors import InputError
-from firstlight.record.folder import write_atomic
+from firstlight.record.run_folder import write_atomic
 
 LIMIT = 59_000_000
 """Bytes of a piece, at most."""
@@ -41,7 +41,7 @@ def split(place: Path, folder: Path, limit: int = LIMIT) -> list[Path]:
 
 
 def _files(place: Path) -> list[Path]:
-    from firstlight.data.cifar_files import CIFAR10, find
+    from firstlight.data.cifar10_files import CIFAR10, find
 
     if place.is_file():
         return [place]

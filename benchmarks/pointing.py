@@ -30,12 +30,13 @@ from rows import add_row
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from firstlight import runtime
 from firstlight.data.augment import normalise
 from firstlight.data.images import ImageSet
 from firstlight.data.shapes import Shapes
 from firstlight.insight.gradcam import METHODS, gradcam
-from firstlight.report.opened import Run
+from firstlight.machine.processor import hardware_name
+from firstlight.machine.streams import seeded
+from firstlight.run import Run
 
 ENDPOINTS = ("layer1", "layer2", "layer3")
 
@@ -178,7 +179,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     networks = []
     for number in range(arguments.random):
-        with runtime.seeded(number, "random weights"):
+        with seeded(number, "random weights"):
             networks.append(run.recipe.model(len(chosen.classes), chosen.shape[0]))
     for method, endpoint in itertools.product(arguments.methods, arguments.endpoints):
         trained = score(run.model, images, labels, masks, endpoint, method)
@@ -196,7 +197,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 {
                     "script": "benchmarks/pointing.py",
                     "date": datetime.now(UTC).date().isoformat(),
-                    "hardware": runtime.hardware_name(torch.device("cpu")),
+                    "hardware": hardware_name(torch.device("cpu")),
                     "torch": torch.__version__,
                     "device": "cpu",
                     "precision": "fp32",

@@ -17,32 +17,32 @@ import torch
 from rows import add_row
 
 from firstlight.errors import InputError
-from firstlight.record import contents
-from firstlight.record.folder import RECIPE, RunFolder
+from firstlight.record import record
+from firstlight.record.run_folder import RECIPE, RunFolder
 
 EVIDENCE = Path(__file__).with_name("runs")
-TEXTS = (RECIPE, contents.ENVIRONMENT, contents.FINDING, contents.HISTORY, contents.SUMMARY)
+TEXTS = (RECIPE, record.ENVIRONMENT, record.FINDING, record.HISTORY, record.SUMMARY)
 
 
 def publish(run: Path, name: str, note: str = "") -> Path:
     """Copy the evidence of a run that was evaluated, and add its row."""
     source = RunFolder.open(run)
-    summary = contents.read_summary(source)
+    summary = record.read_summary(source)
     if summary.get("test_accuracy") is None:
         raise InputError(f"{run} was not evaluated, so there is nothing to publish")
     target = RunFolder.create(name, EVIDENCE / name)
     for text in TEXTS:
         if source.has(text):
             shutil.copyfile(source.path / text, target.path / text)
-    tensors = source.read_tensors(contents.PREDICTIONS)
+    tensors = source.read_tensors(record.PREDICTIONS)
     half = {
         key: value.half() if value.is_floating_point() else value.to(torch.int64)
         for key, value in tensors.items()
     }
-    target.write_tensors(contents.PREDICTIONS, half)
+    target.write_tensors(record.PREDICTIONS, half)
     low, high = summary.pop("test_interval_95")
     summary.pop("schema")
-    rates = "found" if source.has(contents.FINDING) else "given"
+    rates = "found" if source.has(record.FINDING) else "given"
     row = {"script": "firstlight train, benchmarks/publish.py", **summary, "rates": rates}
     add_row({**row, "test_low_95": low, "test_high_95": high, "evidence": name, "note": note})
     return target.path

@@ -5,7 +5,7 @@
 Each measurement is a process of its own (A B A B …), so that neither inherits the other's memory settings.
 Both train the assignment's network in batches of 512 on the same augmented random images:
 - *stock*: autocast to bf16, channels-last, the modules that torch has, its optimizer, the default allocator;
-- *firstlight*: `train_step` on the machine that `prepare` makes.
+- *firstlight*: `train_step` on the machine that `choose` makes.
 Medians of all steps but the first three of each process are compared. Also of both: the time that
 `import torch` and `import firstlight` take (the latter loads torch when it is needed), from the start of the
 process to the end of its first step, and peak memory.
@@ -69,12 +69,13 @@ def firstlight() -> tuple[Callable[[], object], float]:
     import firstlight  # noqa: F401
 
     seconds = time.perf_counter() - start
-    from firstlight.kernels.machine import prepare
+    from firstlight.machine.machine import choose
     from firstlight.models.custom_resnet import CustomResNet
-    from firstlight.training.loop import Objective, TrainState, train_step
+    from firstlight.training.loop import TrainState, train_step
+    from firstlight.training.objective import Objective
     from firstlight.training.optimizers import SGD
 
-    machine = prepare("cpu", "bf16")
+    machine = choose("cpu", "bf16")
     state = TrainState.create(CustomResNet(10, bias=False, logit_scale=0.125), SGD(), machine)
     batches = images()
     return lambda: train_step(state, *next(batches), 0.05, Objective(), machine), seconds
@@ -86,8 +87,9 @@ def images() -> Any:
 
     from firstlight.data.batches import Batches
     from firstlight.data.images import ImageSet
+    from firstlight.machine.machine import Machine
+    from firstlight.machine.streams import stream
     from firstlight.recipes import named
-    from firstlight.runtime import Machine, stream
 
     count = 8 * BATCH
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "pixels"))
@@ -149,10 +151,10 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure, arguments.steps)))
         return
 
-    from firstlight.kernels.library import load
-    from firstlight.kernels.machine import prepare
+    from firstlight.machine.kernels.library import load
+    from firstlight.machine.machine import choose
 
-    path = load().path  # compiled now, so that no measurement pays for it
+    path = load().words  # compiled now, so that no measurement pays for it
     found: dict[str, dict[str, list[float]]] = {loop: {unit: [] for unit in UNITS} for loop in LOOPS}
     for number in range(arguments.rounds):
         for loop in LOOPS:
@@ -169,7 +171,7 @@ def main() -> None:
     stock_step, our_step = (medians[loop]["step_seconds"] for loop in LOOPS)
     r = stock_step * EPOCH / BATCH
     training = STEPS * our_step
-    machine = prepare("cpu", "bf16")
+    machine = choose("cpu", "bf16")
     import torch
 
     print(f"\non {machine.hardware}, {machine.threads} threads, torch {torch.__version__}; {path}\n")

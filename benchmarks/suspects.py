@@ -23,12 +23,12 @@ import torch
 from rows import add_row
 from torch import Tensor
 
-from firstlight import runtime
-from firstlight.crossfit import out_of_sample
 from firstlight.data.images import ImageSet
 from firstlight.data.shapes import Shapes
 from firstlight.insight.suspects import suspects
-from firstlight.kernels.machine import prepare
+from firstlight.jobs.suspects import out_of_sample
+from firstlight.machine.machine import choose
+from firstlight.machine.streams import stream
 from firstlight.recipe import Recipe
 from firstlight.recipes import named
 
@@ -47,7 +47,7 @@ class Score:
 
 def with_wrong_labels(images: ImageSet, share: float, seed: int) -> ImageSet:
     """Return the set with so large a share of its labels replaced, each by any other class."""
-    generator, classes = runtime.stream(seed, "wrong labels"), len(images.classes)
+    generator, classes = stream(seed, "wrong labels"), len(images.classes)
     places = torch.randperm(len(images), generator=generator)[: round(share * len(images))]
     labels = images.labels.clone()
     labels[places] += torch.randint(1, classes, (len(places),), generator=generator)
@@ -89,7 +89,7 @@ def scores(recipe: Recipe, count: int, share: float, folds: int) -> dict[str, Sc
     clean, _ = Shapes(train=count, test=1, seed=recipe.seed).load()
     images = with_wrong_labels(clean, share, recipe.seed)
     wrong = images.labels != clean.labels
-    probabilities = out_of_sample(recipe, images, prepare(), folds=folds)
+    probabilities = out_of_sample(recipe, images, choose(), folds=folds)
     right = float((probabilities.argmax(1) == clean.labels).double().mean())
     print(
         f"seed {recipe.seed}: {int(wrong.sum())} of {count:,} labels are wrong; "
@@ -141,7 +141,7 @@ def main() -> None:
     ]
     print(table(runs))
     if arguments.record:
-        machine = prepare()
+        machine = choose()
         for seed, run in zip(seeds, runs, strict=True):
             for name, each in run.items():
                 add_row(

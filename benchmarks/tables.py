@@ -17,8 +17,8 @@ from pathlib import Path
 from choose import AS_IT_STANDS
 from rows import read_rows, stock_seconds
 
-from firstlight.insight.spread import Spread
-from firstlight.report.opened import Run
+from firstlight.insight.intervals import Spread
+from firstlight.run import Run
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "runs"

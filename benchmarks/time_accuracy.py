@@ -22,9 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from rows import read_rows, stock_seconds
 
-from firstlight.insight.spread import Spread
-from firstlight.record.folder import write_atomic
-from firstlight.report.look import (
+from firstlight.figures.style import (
     BLUE,
     BODY,
     FAINT,
@@ -39,6 +37,8 @@ from firstlight.report.look import (
     to_png,
     width_of,
 )
+from firstlight.insight.intervals import Spread
+from firstlight.record.run_folder import write_atomic
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "time_accuracy.png"
 EPOCHS = 24

@@ -31,7 +31,7 @@ RESULT = Path(__file__).with_name("losses.json")
 
 def losses(precision: str, data_dir: Path, steps: int, batch_size: int) -> list[float]:
     """Train in this process, and return the loss of each step."""
-    from firstlight.job import Job, resolve
+    from firstlight.jobs.job import Job, resolve
     from firstlight.training.loop import TrainState, train_step
 
     recipe = resolve("cifar10.assignment", batch_size=batch_size, peak_lr=0.1, min_lr=0.004)

@@ -19,8 +19,8 @@ def test_every_name_at_the_door_opens() -> None:
 
 
 def test_rooms_that_are_verbs_can_be_called() -> None:
-    assert set(firstlight.recipes()) == set(RECIPES)
-    assert firstlight.recipes("shapes.demo").name == "shapes.demo"
+    assert set(firstlight.recipes.table()) == set(RECIPES)
+    assert firstlight.recipes.named("shapes.demo").name == "shapes.demo"
 
 
 def test_one_cell_trains_shows_and_predicts(tmp_path: Path) -> None:

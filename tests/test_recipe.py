@@ -12,11 +12,11 @@ from tiny import CPU, image_set
 
 from firstlight.data.augment import Crop, Cutout, FlipLR
 from firstlight.errors import InputError
-from firstlight.job import Job, scored_epochs
+from firstlight.jobs.job import Job, scored_epochs
+from firstlight.jobs.train import resolve
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
-from firstlight.report.checklist import free_choices
-from firstlight.run import resolve
+from firstlight.recipes.assignment import free_choices
 from firstlight.training.optimizers import Adam, AdamW, Muon
 
 

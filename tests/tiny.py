@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.data.images import ImageSet
-from firstlight.runtime import Machine, seeded, stream
+from firstlight.machine.machine import Machine
+from firstlight.machine.streams import seeded, stream
 
 CPU = Machine(torch.device("cpu"), "fp32", 1, "test")
 

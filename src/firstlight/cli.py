@@ -112,7 +112,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 )
 def train(recipe: str, settings: Sequence[str], resume: bool, **options: Any) -> None:
     """Do the whole job: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
-    from firstlight.run import train
+    from firstlight.jobs.train import train
 
     asked: dict[str, Any] = {**options, **_settings(settings)}
     train(recipe, resume="auto" if resume else False, **asked)
@@ -123,7 +123,7 @@ def train(recipe: str, settings: Sequence[str], resume: bool, **options: Any) ->
 @_on_recipe
 def find_lr(recipe: str, settings: Sequence[str], **options: Any) -> None:
     """Find the learning rates alone; train nothing, write nothing."""
-    from firstlight.run import find_lr
+    from firstlight.jobs.train import find_lr
 
     asked: dict[str, Any] = {**options, **_settings(settings)}
     finding = find_lr(recipe, **asked)
@@ -137,7 +137,7 @@ def find_lr(recipe: str, settings: Sequence[str], **options: Any) -> None:
 @_on_machine
 def evaluate(run: Path, **options: Any) -> None:
     """Classify the test set again, and print the accuracy with its 95 % interval."""
-    from firstlight.report.opened import open_run
+    from firstlight.run import open_run
 
     opened = open_run(run)
     for tta, words in ((False, "without TTA"), (True, "with TTA")):
@@ -154,7 +154,7 @@ def evaluate(run: Path, **options: Any) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
 def predict(run: Path, images: Sequence[Path]) -> None:
     """Classify image files: the three most probable classes of each."""
-    from firstlight.report.opened import open_run
+    from firstlight.run import open_run
 
     predictions = open_run(run).predict(images)
     width = max(len(str(prediction.path)) for prediction in predictions)
@@ -167,7 +167,7 @@ def predict(run: Path, images: Sequence[Path]) -> None:
 @_the_run
 def report(run: Path) -> None:
     """Draw the pictures and report.html again, from the run folder alone."""
-    from firstlight.report.opened import open_run
+    from firstlight.run import open_run
 
     click.echo(open_run(run).report())
 
@@ -185,7 +185,7 @@ def report(run: Path) -> None:
 )
 def compare(before: Path, after: Path, count: int) -> None:
     """Compare two runs: fixed, broken, still wrong, and whether that is more than noise."""
-    from firstlight.report.compared import compare
+    from firstlight.run import compare
 
     comparison = compare(before, after)
     classes = comparison.before.classes
@@ -211,12 +211,12 @@ def compare(before: Path, after: Path, count: int) -> None:
 @_on_machine
 def suspects(run: Path, **options: Any) -> None:
     """Find training images with a doubtful label: train the recipe again on parts, judge the rest."""
-    from firstlight.crossfit import cross_fit
-    from firstlight.record import contents
-    from firstlight.report.opened import open_run
+    from firstlight.jobs.suspects import suspects
+    from firstlight.record import record
+    from firstlight.run import open_run
 
     opened = open_run(run)
-    found, classes = cross_fit(opened, **options), opened.data.classes
+    found, classes = suspects(opened, **options), opened.data.classes
     if found.count:
         click.echo(f"about {found.count:,} of {len(found.labels):,} labels look wrong; the most doubtful:")
     else:
@@ -225,23 +225,23 @@ def suspects(run: Path, **options: Any) -> None:
     for index, name, suggested in shown[: min(found.count, 20)]:
         label = classes[int(found.labels[index])]
         click.echo(f"{index:>6}  {name}  labelled {label}, looks like {classes[suggested]}")
-    click.echo(f"the list   {opened.folder.path / contents.SUSPECTS_TABLE}")
+    click.echo(f"the list   {opened.folder.path / record.SUSPECTS_TABLE}")
 
 
 @firstlight.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the recipes, or show one as a checklist."""
-    from firstlight.recipes import RECIPES, named, purpose
+    from firstlight.recipes import named, table
 
     if name is None:
-        width = max(map(len, RECIPES))
-        for each in RECIPES:
-            click.echo(f"{each:{width}}  {purpose(each)}")
+        width = max(map(len, table()))
+        for each, purpose in table().items():
+            click.echo(f"{each:{width}}  {purpose}")
         return
-    from firstlight.report.checklist import recipe_lines
+    from firstlight.recipes.assignment import recipe_lines
 
-    for line in recipe_lines(named(name), purpose(name)):
+    for line in recipe_lines(named(name), table()[name]):
         click.echo(line)
 
 
@@ -249,7 +249,7 @@ def recipes(name: str | None) -> None:
 @_on_data
 def doctor(data_dir: Path | None) -> int:
     """Check the installation, the machine, the data and the disk; kill a tiny run and resume it."""
-    from firstlight.doctor import examine, table
+    from firstlight.jobs.doctor import examine, table
 
     checks = list(examine(data_dir))
     click.echo(table(checks))

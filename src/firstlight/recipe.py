@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from firstlight.data.augment import Crop, Cutout, FlipLR
-from firstlight.data.cifar import Cifar10
+from firstlight.data.cifar10 import Cifar10
 from firstlight.data.shapes import Shapes
 from firstlight.errors import InputError, nearest
 from firstlight.models.custom_resnet import CustomResNetSpec
 from firstlight.models.fast_net import FastNetSpec
 from firstlight.training.optimizers import SGD, Adam, AdamW, Muon
-from firstlight.training.schedule import SHAPES
+from firstlight.training.schedule import CURVES
 
 PARTS: dict[str, type] = {
     part.__name__: part
@@ -80,7 +80,7 @@ class Recipe:
         if self.peak_lr is not None and self.min_lr is not None:
             _require(self.min_lr <= self.peak_lr, f"min_lr {self.min_lr:g} is above peak_lr {self.peak_lr:g}")
         _require(
-            self.schedule in SHAPES, f"unknown schedule {self.schedule!r}", f"Known: {', '.join(SHAPES)}."
+            self.schedule in CURVES, f"unknown schedule {self.schedule!r}", f"Known: {', '.join(CURVES)}."
         )
         _require(
             0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}"

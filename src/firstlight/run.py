@@ -1,308 +1,320 @@
-"""The one place where the rooms meet: prepare, find, train, evaluate, write."""
+"""`Run`: a run folder opened, its numbers, its network and its pictures; nothing is trained again."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from firstlight import runtime
+from firstlight.data.augment import normalise
+from firstlight.data.image_files import read_image
+from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.insight.evaluation import evaluate
-from firstlight.job import Job, resolve, scored_epochs
-from firstlight.models.blocks import count_parameters
+from firstlight.figures import curves
+from firstlight.insight.comparison import Comparison
+from firstlight.insight.comparison import compare as compare_evaluations
+from firstlight.insight.evaluation import Evaluation, inference
+from firstlight.insight.evaluation import evaluate as evaluate_network
+from firstlight.insight.gradcam import Heatmaps, default_endpoint, gradcam_pair
+from firstlight.machine.machine import choose
+from firstlight.machine.streams import seeded
+from firstlight.models.blocks import layers
+from firstlight.page import payload
+from firstlight.page.page import Page, write_page
 from firstlight.recipe import Recipe
-from firstlight.record import contents
-from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
-from firstlight.record.folder import RECIPE, RunFolder
-from firstlight.report.opened import Run
-from firstlight.report.progress import Progress, result_lines
-from firstlight.resume import check_unchanged, failures_explained, folder_to_resume, is_finished, pinned
-from firstlight.seeds import Seeds, train_seeds
-from firstlight.training.history import Epoch, History
-from firstlight.training.loop import TrainState, fit
+from firstlight.recipes.assignment import Line, checklist
+from firstlight.record import record
+from firstlight.record.run_folder import RunFolder
+from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.schedule import OneCycle
-from firstlight.training.state import Best, Captured, capture, restore
 
 
-@overload
-def train(recipe: str | Recipe, *, seeds: None = None, **options: Any) -> Run: ...
-@overload
-def train(recipe: str | Recipe, *, seeds: int | str, **options: Any) -> Seeds: ...
-def train(
-    recipe: str | Recipe,
-    *,
-    data_dir: str | Path | None = None,
-    out: str | Path | None = None,
-    epochs: int | str | None = None,
-    seed: int | str | None = None,
-    seeds: int | str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    determinism: str = "draws",
-    resume: bool | str = False,
-    checkpoint_minutes: float = 5.0,
-    quiet: bool = False,
-    **settings: Any,
-) -> Run | Seeds:
-    """Do the whole job, from data to pictures, and return the finished run.
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image file: probabilities by class name, the highest first."""
 
-    out: a folder that does not exist yet; by default runs/NAME, with a number when taken.
-    seeds: train so many, from the recipe's seed on, each a run of its own in `out`, and return `Seeds`.
-    resume: go on from the last checkpoint of an unfinished run, in `out` or else the newest of this
-        recipe, and end with the same bits as if it had never stopped; "auto" starts anew where there
-        is none, and returns a finished run as it is.
-    checkpoint_minutes: a checkpoint is kept at every epoch's end, and so often within one.
+    path: Path
+    probabilities: dict[str, float]
 
-    Raises InputError before anything is written, Diverged where the loss stops being finite, and
-    RunFailed where disk or memory give out.
-    """
-    began = time.perf_counter()
-    say = _silent if quiet else _say
-    chosen = resolve(recipe, epochs=epochs, seed=seed, **settings)
-    if seeds is not None:
-        same: dict[str, Any] = {
-            "data_dir": data_dir,
-            "determinism": determinism,
-            "checkpoint_minutes": checkpoint_minutes,
-            "quiet": quiet,
-        }
-        return train_seeds(
-            chosen,
-            seeds,
-            out=_path(out),
-            resume=resume,
-            on=(device, precision),
-            prepare=lambda *on: Job.prepare(chosen, _path(data_dir), on[0], on[1], determinism),
-            one=lambda each, where, *on: train(
-                each, out=where, device=on[0], precision=on[1], resume="auto", **same
-            ),
-            say=say,
-        )
-    folder = folder_to_resume(chosen, _path(out), resume)
-    if folder is not None and is_finished(folder):
-        say(f"{folder.path} is finished already")
-        return Run(folder)
-    if folder is None and out is not None and Path(out).exists():
-        raise InputError(f"{out} exists already", "Choose another --out, remove it, or go on with --resume.")
-    if folder is not None:
-        device, precision = pinned(folder, device, precision)
-    job = Job.prepare(chosen, _path(data_dir), device, precision, determinism)
-    folder = check_unchanged(job, folder, say) if folder else RunFolder.create(chosen.name, _path(out))
-    with failures_explained(folder, job):
-        with folder.lock():
-            summary = _work(job, folder, checkpoint_minutes, say, quiet, began)
-        if summary["interrupted"]:
-            raise KeyboardInterrupt
-        folder.remove(CHECKPOINTS)
-    for line in result_lines(summary, len(job.test)):
-        say(line)
-    run = Run(folder)
-    for item in run.checklist():
-        say(f"  {item}")
-    say(f"pictures  {folder.path / contents.FIGURES}\nreport    {folder.path / contents.REPORT}")
-    return run
+    @property
+    def label(self) -> str:
+        return next(iter(self.probabilities))
+
+    @property
+    def confidence(self) -> float:
+        return self.probabilities[self.label]
 
 
-def _work(
-    job: Job, folder: RunFolder, minutes: float, say: Callable[[str], None], quiet: bool, began: float
-) -> dict[str, Any]:
-    """Find, train, evaluate, write and draw, from wherever the folder's last checkpoint stands."""
-    recipe = job.recipe
-    folder.sweep()
-    checkpoints = Checkpoints(folder, say)
-    state = job.state()
-    best = Best() if recipe.best_on_validation else None
-    history = History()
-    found = checkpoints.last()
-    if found is not None:
-        tensors, facts = found
-        restore(state, Captured(tensors, facts["state"]), best)
-        history = History.from_json(facts["history"])
-        say(f"going on after step {state.step:,} of {recipe.epochs * len(job.batches):,}")
-    for line in job.describe(done=state.step):
-        say(line)
-    schedule = _schedule(job, folder, say)
-    history, stopped = _fit(job, state, best, history, schedule, checkpoints, minutes, quiet)
-    model = _kept_weights(state, best, checkpoints, history)
-    if model is not None:
-        folder.write_tensors(contents.MODEL, model.state_dict())
-    summary = _summary(job, schedule, history) | checkpoints.cost() | {"interrupted": stopped}
-    if stopped or model is None:
-        say(f"stopped after step {state.step:,}; --resume goes on from there in {folder.path}")
-    else:
-        summary |= _judge(job, model, history, best, checkpoints)
-        summary["wall_seconds"] = time.perf_counter() - began
-        contents.write_summary(folder, summary)
-        Run(folder).report()  # drawing is waited for too, so the clock is read again below
-    summary["wall_seconds"] = time.perf_counter() - began
-    contents.write_summary(folder, summary)
-    return summary
+class Run:
+    """A run, read from its folder alone. Raises InputError where the folder lacks what is asked for."""
 
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
 
-def _schedule(job: Job, folder: RunFolder, say: Callable[[str], None]) -> OneCycle:
-    """Return the schedule; open rates are found first, or read where they were found before."""
-    recipe, finding = job.recipe, contents.read_finding(folder)
-    if not folder.has(RECIPE):
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        return cls(RunFolder.open(Path(path)))
+
+    def __repr__(self) -> str:
+        accuracy = self.summary.get("test_accuracy")
+        score = "not evaluated" if accuracy is None else f"test accuracy {accuracy:.2%} without TTA"
+        return f"<Run {self.folder.path}: {self.recipe.name}, {len(self.history)} epochs, {score}>"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return record.read_recipe(self.folder)
+
+    @cached_property
+    def data(self) -> record.DataFacts:
+        return record.read_data_facts(self.folder)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware, and the data with its hashes."""
+        return self.folder.read_json(record.ENVIRONMENT)
+
+    @cached_property
+    def history(self) -> History:
+        return record.read_history(self.folder)
+
+    @cached_property
+    def finding(self) -> LRFinding | None:
+        return record.read_finding(self.folder)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        return record.read_summary(self.folder)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The answers on the test set, without test-time augmentation."""
+        return _there(record.read_evaluation(self.folder), "predictions")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained network, on the CPU, in fp32."""
+        if not self.folder.has(record.MODEL):
+            raise InputError(f"{self.folder.path} keeps no weights")
+        with seeded(0, "overwritten"):
+            model = self.recipe.model(len(self.data.classes), self.data.shape[0])
         try:
-            if finding is None and (recipe.peak_lr is None or recipe.min_lr is None):
-                finding = job.find_rates()
-            job.schedule(finding)  # or the rates do not fit together
-        except BaseException:
-            folder.remove(".")  # nothing is trained yet, so nothing is worth keeping
-            raise
-        contents.write_start(folder, recipe, finding, job.environment(), job.samples())
-    if finding is not None:
-        say(str(finding))
-    return job.schedule(finding)
+            model.load_state_dict(self.folder.read_tensors(record.MODEL))
+        except RuntimeError as error:
+            raise InputError(f"the weights in {self.folder.path} do not fit its recipe: {error}") from None
+        return model.eval()
+
+    @cached_property
+    def schedule(self) -> OneCycle | None:
+        """The schedule as it was run, None before the first epoch is finished."""
+        if not len(self.history) or "peak_lr" not in self.summary:
+            return None
+        first, recipe = self.history.epochs[0], self.recipe
+        return OneCycle.over_epochs(
+            self.summary["peak_lr"],
+            self.summary["min_lr"],
+            epochs=recipe.epochs,
+            peak_epoch=recipe.peak_epoch,
+            steps_per_epoch=first.step,
+            shape=recipe.schedule,
+        )
+
+    def checklist(self) -> list[Line]:
+        """Compare the run with the assignment, line by line."""
+        with seeded(0, "shown"):
+            network = self.recipe.model(len(self.data.classes), self.data.shape[0])
+        return checklist(self.recipe, layers(network, self.data.shape), self.history, self.schedule)
+
+    def evaluate(
+        self,
+        images: ImageSet | None = None,
+        *,
+        data_dir: str | Path | None = None,
+        tta: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Evaluation:
+        """Classify `images`, or the test set of the recipe's data, again."""
+        if images is None:
+            images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
+        if images.classes != self.data.classes or images.shape != self.data.shape:
+            raise InputError("these images have other classes or another size than the run's")
+        machine = choose(device, precision)
+        evaluation = evaluate_network(
+            machine.place(self.model), images, machine, tta=tta, shift=self.recipe.tta_shift
+        )
+        self.model.cpu()
+        return evaluation
+
+    def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+        """Classify image files; every file is read before the first is classified."""
+        listed = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        if not listed:
+            raise InputError("no image was given")
+        files = [Path(path) for path in listed]
+        images = torch.stack([read_image(file, self.data.shape) for file in files])
+        with inference(self.model):
+            rows = torch.cat([self.model(part).softmax(1) for part in self._normalised(images).split(250)])
+        return [
+            Prediction(
+                file, {self.data.classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()}
+            )
+            for file, row in zip(files, rows, strict=True)
+        ]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.data.mean, self.data.std)
+
+    def learning_curves(self) -> Figure:
+        if not len(self.history):
+            raise InputError(f"{self.folder.path} holds no finished epoch")
+        smoothing = self.recipe.label_smoothing
+        return curves.learning_curves(self.history, self.schedule, label_smoothing=smoothing)
+
+    def lr_finder(self) -> Figure:
+        return curves.lr_finder(_there(self.finding, "learning-rate finding (the rates were given)"))
+
+    def augmentations(self) -> Figure:
+        samples = _there(record.read_tensors(self.folder, record.SAMPLES), "augmented samples")
+        return curves.augmentations(
+            samples, self.recipe.augment, self.data.mean, self.data.std, self.data.classes
+        )
+
+    def confusion(self) -> Figure:
+        return curves.confusion(self.evaluation)
+
+    def misclassified(self, count: int = 24) -> Figure:
+        return curves.misclassified(self.evaluation, *self.kept_pictures(), count=count)
+
+    def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
+        """Show what spoke for the predicted and for the true class of the worst mistakes."""
+        images, indices = self.kept_pictures()
+        worst = self.evaluation.mistakes[: min(count, record.KEPT_MISTAKES)]
+        predicted, true = self.heatmaps(
+            images[: len(worst)], self.evaluation.predictions[worst], self.evaluation.labels[worst], endpoint
+        )
+        return curves.gradcam(self.evaluation, images, indices, predicted, true, count=count)
+
+    def heatmaps(
+        self, images: Tensor, first: Tensor, second: Tensor, endpoint: str | None = None
+    ) -> tuple[Heatmaps, Heatmaps]:
+        """Compute Grad-CAM of two classes for each of uint8 N×C×H×W images."""
+        if not len(images):
+            name = endpoint or default_endpoint(self.model, torch.zeros(1, *self.data.shape))
+            return Heatmaps(name, torch.zeros(0, 1, 1), first), Heatmaps(name, torch.zeros(0, 1, 1), second)
+        return gradcam_pair(self.model, self._normalised(images), first, second, endpoint)
+
+    def kept_pictures(self) -> tuple[Tensor, Tensor]:
+        """The kept test images and their places in the test set; mistakes come first, the worst first."""
+        tensors = _there(record.read_tensors(self.folder, record.PICTURES), "test images")
+        return tensors["images"], tensors["indices"]
+
+    @property
+    def pictures(self) -> dict[str, Callable[[], Figure]]:
+        """The six pictures by name."""
+        return {
+            "learning_curves": self.learning_curves,
+            "lr_finder": self.lr_finder,
+            "augmentations": self.augmentations,
+            "confusion": self.confusion,
+            "misclassified": self.misclassified,
+            "gradcam": self.gradcam,
+        }
+
+    def report(self) -> Page:
+        """Draw every picture there is data for, and write report.html; both into the run folder."""
+        for name, draw in self.pictures.items():
+            with contextlib.suppress(InputError):  # the page says what is missing, and why
+                self.folder.write(f"{record.FIGURES}/{name}.png", curves.to_png(draw()))
+        return write_page(self)
+
+    def film(self) -> dict[str, Any]:
+        """The augmented samples as the page shows them."""
+        samples = _there(record.read_tensors(self.folder, record.SAMPLES), "augmented images")
+        return payload.film(samples, self.recipe.augment, self.data.mean, self.data.std, self.data.classes)
+
+    def heat(self, pictured: int) -> dict[str, Any]:
+        """Grad-CAM of the kept mistakes among the first `pictured` pictures, as the page shows it."""
+        images, indices = self.kept_pictures()
+        worst = self.evaluation.mistakes
+        count = min(pictured, len(worst), record.KEPT_MISTAKES)
+        if not torch.equal(indices[:count], worst[:count]):
+            raise InputError("the kept pictures are not those of the mistakes")
+        predicted, true = self.evaluation.predictions[worst[:count]], self.evaluation.labels[worst[:count]]
+        return payload.heat(*self.heatmaps(images[:count], predicted, true))
 
 
-def _fit(
-    job: Job,
-    state: TrainState,
-    best: Best | None,
-    history: History,
-    schedule: OneCycle,
-    checkpoints: Checkpoints,
-    minutes: float,
-    quiet: bool,
-) -> tuple[History, bool]:
-    """Train to the end, or to the first tick after Ctrl-C; keep checkpoints and history on disk."""
-    recipe, saved = job.recipe, time.monotonic()
-    progress = Progress(len(job.batches), job.costs, done=state.step, quiet=quiet)
-    with runtime.interruptible() as asked, contextlib.closing(progress):
-        for tick in fit(
-            state, job.batches, schedule, epochs=recipe.epochs, machine=job.machine, objective=job.objective
-        ):
-            progress.update(tick)
-            if tick.epoch is not None:
-                epoch = _validated(tick.epoch, job, state, best)
-                checkpoints.save_snapshot(epoch.epoch, state.trained.state_dict())
-                history = history.with_epoch(epoch)
-                contents.write_history(checkpoints.folder, history)
-                progress.epoch(epoch)
-            if tick.epoch is not None or asked() or time.monotonic() - saved >= 60 * minutes:
-                captured = capture(state, best)
-                facts = {"state": captured.facts, "history": history.to_json()}
-                checkpoints.save(state.step, captured.tensors, facts)
-                saved = time.monotonic()
-            if asked() and tick.step < tick.steps:
-                return history, True
-    return history, False
+_T = TypeVar("_T")
 
 
-def _validated(epoch: Epoch, job: Job, state: TrainState, best: Best | None) -> Epoch:
-    """Return the epoch with its scores on validation images, where there are some."""
-    if job.validation is None:
-        return epoch
-    seen = evaluate(state.trained, job.validation, job.machine)
-    if best is not None:
-        best.offer(state.trained, epoch.epoch, seen.accuracy)
-    return dataclasses.replace(epoch, validation_loss=seen.loss, validation_accuracy=seen.accuracy)
+def _there(value: _T | None, what: str) -> _T:
+    if value is None:
+        raise InputError(f"this run keeps no {what}")
+    return value
 
 
-def _kept_weights(
-    state: TrainState, best: Best | None, checkpoints: Checkpoints, history: History
-) -> nn.Module | None:
-    """Return the network with the weights to keep: the best on validation, else the last whole epoch's."""
-    kept = best.weights if best and best.weights else checkpoints.snapshot(len(history))
-    if kept is None:
-        return None
-    model = state.trained
-    model.load_state_dict(kept)
-    return model
+def open_run(run: str | Path | Run) -> Run:
+    """Return the run in a folder; a run is returned as it is."""
+    return run if isinstance(run, Run) else Run.open(run)
 
 
-def _judge(
-    job: Job, model: nn.Module, history: History, best: Best | None, checkpoints: Checkpoints
-) -> dict[str, Any]:
-    """Score the test set with the kept weights, and with each epoch's for the curve; write both."""
-    folder = checkpoints.folder
-    plain = evaluate(model, job.test, job.machine)
-    watch = runtime.Stopwatch(job.machine)
-    watch.start()
-    mirrored = evaluate(model, job.test, job.machine, tta=True, shift=job.recipe.tta_shift)
-    watch.pause()
-    contents.write_evaluation(folder, plain, mirrored, job.test)
-    curve: list[tuple[float, float] | None] = []
-    scored = scored_epochs(len(history))
-    for epoch in history:
-        if epoch.epoch == len(history) and best is None:
-            curve.append((plain.loss, plain.accuracy))
-            continue
-        weights = checkpoints.snapshot(epoch.epoch) if epoch.epoch in scored else None
-        if weights is None:  # or damaged while the run stood still
-            curve.append(None)
-            continue
-        model.load_state_dict(weights)
-        seen = evaluate(model, job.test, job.machine)
-        curve.append((seen.loss, seen.accuracy))
-    contents.write_history(folder, history.with_test(curve))
-    return {
-        "test_accuracy": plain.accuracy,
-        "test_accuracy_tta": mirrored.accuracy,
-        "tta_seconds": watch.seconds,
-        "test_interval_95": list(plain.interval),
-        "test_loss": plain.loss,
-        "kept_epoch": best.epoch if best else len(history),
-    }
+def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: Any) -> Evaluation:
+    """Classify images, by default the recipe's test set, with a run's network; see `Run.evaluate`."""
+    return open_run(run).evaluate(images, **options)
 
 
-def find_lr(
-    recipe: str | Recipe,
-    *,
-    data_dir: str | Path | None = None,
-    epochs: int | str | None = None,
-    seed: int | str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    **settings: Any,
-) -> LRFinding:
-    """Run the learning-rate finder alone, and write nothing."""
-    chosen = resolve(recipe, epochs=epochs, seed=seed, **settings)
-    return Job.prepare(chosen, _path(data_dir), device, precision).find_rates()
+def predict(run: str | Path | Run, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+    """Classify image files with a run's network; see `Run.predict`."""
+    return open_run(run).predict(paths)
 
 
-def _summary(job: Job, schedule: OneCycle, history: History) -> dict[str, Any]:
-    last = history.epochs[-1] if len(history) else None
-    return {
-        "recipe": job.recipe.name,
-        "seed": job.recipe.seed,
-        "epochs": len(history),
-        "test_accuracy": None,
-        "test_accuracy_tta": None,
-        "test_interval_95": None,
-        "train_accuracy": last and last.train_accuracy,
-        "train_loss": last and last.train_loss,
-        "validation_accuracy": last and last.validation_accuracy,
-        "peak_lr": schedule.peak_lr,
-        "min_lr": schedule.min_lr,
-        "train_seconds": last and last.train_seconds,
-        "parameters": count_parameters(job.model),
-        "device": job.machine.device.type,
-        "hardware": job.machine.hardware,
-        "threads": job.machine.threads,
-        "precision": job.machine.precision,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+def report(run: str | Path | Run) -> Page:
+    """Draw the pictures and the page of a run again; see `Run.report`."""
+    return open_run(run).report()
 
 
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value)
+def compare(before: str | Path | Run, after: str | Path | Run) -> Comparison:
+    """Compare what two runs say of the test images, without test-time augmentation.
+
+    Names of images come from each run's own table of mistakes. Raises InputError where the runs have
+    different classes or were judged on different images.
+    """
+    first, second = open_run(before), open_run(after)
+    if first.data.classes != second.data.classes:
+        raise InputError(
+            f"{first.folder.path} and {second.folder.path} have different classes",
+            f"The first has {_few(first.data.classes)}; the second {_few(second.data.classes)}.",
+        )
+    # Where neither run kept a hash, the labels are still compared.
+    if _test_hash(first) != _test_hash(second):
+        raise InputError(
+            f"{first.folder.path} and {second.folder.path} were judged on different test images",
+            "Compare runs on the same data.",
+        )
+    return compare_evaluations(_named(first), _named(second))
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _few(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
 
 
-def _silent(line: str) -> None:
-    pass
+def _test_hash(run: Run) -> object:
+    data = run.environment.get("data")
+    return data.get("test_sha256") if isinstance(data, dict) else None
+
+
+def _named(run: Run) -> Evaluation:
+    """Return the run's evaluation, with the name of every image that it has wrong."""
+    names = list(run.evaluation.names)
+    for index, name in record.read_names(run.folder).items():
+        if 0 <= index < len(names):
+            names[index] = name
+    return dataclasses.replace(run.evaluation, names=names)

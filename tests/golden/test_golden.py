@@ -27,13 +27,12 @@ import torch
 from safetensors.torch import load_file
 
 import firstlight
-from firstlight import runtime
 from firstlight.data.shapes import Shapes
-from firstlight.job import Job, resolve
-from firstlight.kernels.library import path_on
+from firstlight.jobs.job import Job, resolve
+from firstlight.machine.machine import Machine, operations_on
+from firstlight.machine.processor import hardware_name
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES
-from firstlight.runtime import Machine
 from firstlight.training import optimizers
 from firstlight.training.loop import train_step
 
@@ -45,7 +44,7 @@ TOLERANCE = 2e-3
 
 
 def toy(name: str, train: int) -> Recipe:
-    """Return a recipe at a size that trains in seconds, on the built-in set, with rates; else as it stands."""
+    """Return a recipe that trains in seconds, on the built-in set, with rates; all else as it stands."""
     recipe = resolve(name)
     peak_lr = recipe.peak_lr or 0.1
     recipe = resolve(recipe, peak_lr=peak_lr, min_lr=recipe.min_lr or peak_lr / 100)
@@ -81,7 +80,7 @@ def machine_key() -> str:
     """Name what the last bits depend on: the chip, torch, and the operations that are taken."""
     cpu = torch.device("cpu")
     machine = Machine(cpu, "bf16", 1, "")
-    return f"{runtime.hardware_name(cpu)}; torch {torch.__version__}; {path_on(machine)}"
+    return f"{hardware_name(cpu)}; torch {torch.__version__}; {operations_on(machine)}"
 
 
 def digests(name: str, out: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from firstlight.data.augment import Augmentation, FlipLR, augment, normalise, resized
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.runtime import Machine, stream
+from firstlight.machine.machine import Machine
+from firstlight.machine.streams import stream
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
-class Source:
+class Mirror:
     """A place that serves the very bytes of `file`."""
 
     url: str
@@ -89,7 +89,7 @@ class _Part:
     """The unfinished file, which takes a source's bytes and looks at them as they come."""
 
     def __init__(
-        self, file: BinaryIO, source: Source, floor: Floor | None, clock: Callable[[], float]
+        self, file: BinaryIO, source: Mirror, floor: Floor | None, clock: Callable[[], float]
     ) -> None:
         from tqdm import tqdm
 
@@ -163,7 +163,7 @@ class _Part:
         """Do nothing: the downloader asks for it at every chunk, and closing the file is enough."""
 
 
-def _stream(source: Source, part: Path, floor: Floor | None, clock: Callable[[], float]) -> None:
+def _stream(source: Mirror, part: Path, floor: Floor | None, clock: Callable[[], float]) -> None:
     """Append the source's bytes to `part`, from where it ends."""
     from pooch import HTTPDownloader
 
@@ -181,7 +181,7 @@ def _stream(source: Source, part: Path, floor: Floor | None, clock: Callable[[],
             sink.close()
 
 
-def _fetch(source: Source, folder: Path, floor: Floor | None, clock: Callable[[], float]) -> Path:
+def _fetch(source: Mirror, folder: Path, floor: Floor | None, clock: Callable[[], float]) -> Path:
     """Return the finished, verified file.
 
     Raises _Refused, _TooSlow or OSError, and leaves what came as a part for the next try.
@@ -214,7 +214,7 @@ def _fetch(source: Source, folder: Path, floor: Floor | None, clock: Callable[[]
 
 
 def download(
-    sources: Sequence[Source],
+    sources: Sequence[Mirror],
     folder: Path,
     *,
     floor: Floor | None = None,
@@ -244,13 +244,13 @@ def download(
         lock.release()
 
 
-def _first(sources: Sequence[Source], folder: Path, floor: Floor, clock: Callable[[], float]) -> Path:
+def _first(sources: Sequence[Mirror], folder: Path, floor: Floor, clock: Callable[[], float]) -> Path:
     for source in sources:
         here = folder / source.file.name
         if here.is_file() and md5_of(here) == source.file.md5:
             return here  # another process brought it while this one waited
     failures: list[str] = []
-    slow: list[tuple[float, Source]] = []
+    slow: list[tuple[float, Mirror]] = []
     for source in sources:
         host = urlsplit(source.url).hostname
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
+from firstlight.insight.intervals import mcnemar, paired_interval
 
 SIGNIFICANCE = 0.05
 """Below it, a p-value counts as more than noise."""
@@ -130,32 +130,6 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             "Evaluate both networks on the same images, in the same order.",
         )
     return Comparison(before, after)
-
-
-def mcnemar(fixed: int, broken: int) -> float:
-    """Return the exact two-sided p-value for two numbers of changed images.
-
-    If neither network is better, each changed image is as likely fixed as broken, so the smaller
-    number is binomial; its lower tail is doubled, at most to 1 (McNemar 1947; for classifiers Dietterich
-    1998, there by the approximation with χ²).
-    """
-    total, least = fixed + broken, min(fixed, broken)
-    # Logarithms, since the terms themselves leave the range of fp64 beyond a thousand images.
-    below = torch.arange(least + 1, dtype=torch.float64)
-    terms = math.lgamma(total + 1) - torch.lgamma(below + 1) - torch.lgamma(total - below + 1)
-    return min(1.0, 2 * math.exp(float(torch.logsumexp(terms, 0)) - total * math.log(2)))
-
-
-def paired_interval(fixed: int, broken: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the interval of a difference between two proportions of the same `count` images.
-
-    Wald's interval after half an image is added to each of the four cells (Agresti and Min 2005,
-    Statistics in Medicine 24:729, "Wald+2"); z is the normal quantile, 95 % by default.
-    """
-    size = count + 2
-    middle = (fixed - broken) / size
-    reach = z * math.sqrt((fixed + broken + 1) / size - middle * middle) / math.sqrt(size)
-    return max(-1.0, middle - reach), min(1.0, middle + reach)
 
 
 def _places(chosen: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,9 @@ from firstlight.data.batches import in_order
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.calibration import Calibration, calibration
+from firstlight.insight.intervals import wilson_interval
+from firstlight.machine.machine import Machine
 from firstlight.models.blocks import evaluating
-from firstlight.runtime import Machine
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,6 @@ class Evaluation:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the score interval of a proportion (Wilson 1927); z is the normal quantile, 95 % by default."""
-    if count < 1:
-        raise InputError(f"a proportion of {count} images has no interval", "Give at least one image.")
-    share = right / count
-    middle = share + z * z / (2 * count)
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
 def evaluate(

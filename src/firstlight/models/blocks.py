@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.kernels import convolution, normalisation
+from firstlight.machine.kernels import convolution, normalisation
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -37,7 +37,7 @@ class ConvBlock(nn.Sequential):
         (`nn.init.dirac_`), so that at first much of the image reaches every depth.
     norm_scale: whether batch norm learns a factor for each channel; the offset is always learned.
 
-    In bf16 on a CPU that they fit, `firstlight.kernels` compute the same in fewer steps.
+    In bf16 on a CPU that they fit, `firstlight.machine.kernels` compute the same in fewer steps.
     """
 
     conv: nn.Conv2d

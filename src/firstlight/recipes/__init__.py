@@ -1,13 +1,8 @@
-"""What was chosen: functions that return a frozen `Recipe`.
-
-The room is a verb as well: `firstlight.recipes()` lists them, `firstlight.recipes(NAME)` returns one.
-"""
+"""What was chosen: functions that return a frozen `Recipe`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import ModuleType
 
 from firstlight.errors import InputError, nearest
 from firstlight.recipe import Recipe
@@ -28,16 +23,6 @@ def named(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def purpose(name: str) -> str:
-    """Return the first line of what a recipe says of itself."""
-    return (RECIPES[name].__doc__ or "").strip().splitlines()[0]
-
-
-class _Verb(ModuleType):
-    def __call__(self, name: str | None = None) -> Recipe | dict[str, str]:
-        """Return a recipe by name, or all names with what each is for."""
-        return {each: purpose(each) for each in RECIPES} if name is None else named(name)
-
-
-# A submodule hides a function of the same name in the package, so the module itself is made callable.
-sys.modules[__name__].__class__ = _Verb
+def table() -> dict[str, str]:
+    """Return the names of all recipes, each with the first line of its docstring."""
+    return {name: (recipe.__doc__ or "").strip().splitlines()[0] for name, recipe in RECIPES.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firstlight.data.augment import Crop, Cutout, FlipLR
-from firstlight.data.cifar import Cifar10
+from firstlight.data.cifar10 import Cifar10
 from firstlight.models.custom_resnet import CustomResNetSpec
 from firstlight.models.fast_net import FastNetSpec
 from firstlight.recipe import Recipe

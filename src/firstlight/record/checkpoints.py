@@ -15,7 +15,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from firstlight.record.folder import RunFolder, write_atomic
+from firstlight.record.run_folder import RunFolder, write_atomic
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2

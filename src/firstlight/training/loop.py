@@ -10,14 +10,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from firstlight.errors import Diverged, InputError
-from firstlight.runtime import Machine, Stopwatch
+from firstlight.machine.clock import Stopwatch
+from firstlight.machine.machine import Machine
 from firstlight.training.history import Epoch
+from firstlight.training.objective import Objective, uphill
 from firstlight.training.optimizers import OptimizerSpec
-from firstlight.training.sharpness import uphill
 
 
 class BatchSource(Protocol):
@@ -28,26 +28,6 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a step minimises: cross-entropy with label smoothing, plus l1 × the sum of |weights|.
-
-    clip_norm: the gradient's norm is cut to it; 0 leaves it. Label smoothing as in Szegedy et al.
-    2016 (arXiv 1512.00567), section 7.
-    sharpness: how far uphill the gradient of a step is taken (`training.sharpness`); 0 takes it where the
-    weights are. The first quarter of the batch tells the way uphill, so a step costs a quarter more.
-    """
-
-    label_smoothing: float = 0.0
-    l1: float = 0.0
-    clip_norm: float = 0.0
-    sharpness: float = 0.0
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of N×K logits, in fp32."""
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
 
 @dataclass

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.runtime import Machine, seeded
-from firstlight.training.loop import BatchSource, Objective, TrainState, train_step
+from firstlight.machine.machine import Machine
+from firstlight.machine.streams import seeded
+from firstlight.training.loop import BatchSource, TrainState, train_step
+from firstlight.training.objective import Objective
 from firstlight.training.optimizers import OptimizerSpec
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.runtime import fast_bf16_products
+from firstlight.machine.processor import fast_bf16_products
 
 
 class OptimizerSpec(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from firstlight.errors import InputError
 
-SHAPES = ("linear", "cosine")
+CURVES = ("linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OneCycle:
             )
         if not 0 <= self.peak_step < self.total_steps:
             raise InputError(f"the peak, step {self.peak_step}, lies outside the {self.total_steps} steps")
-        if self.shape not in SHAPES:
+        if self.shape not in CURVES:
             raise InputError(f"unknown schedule shape {self.shape!r}", 'Known: "linear", "cosine".')
 
     @classmethod

@@ -1,0 +1,1 @@
+"""How we draw it: figures from plain results."""

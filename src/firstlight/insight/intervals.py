@@ -1,0 +1,108 @@
+"""Intervals and tests: of a proportion, of a difference of two, and of a mean over seeds."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from firstlight.errors import InputError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number, such as the accuracy, of several runs that differ in their seed alone."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise InputError("there is no value whose mean could be taken", "Give at least one run.")
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """The sample standard deviation of one run; None where there is only one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean, by Student's t; None of a single run."""
+        if self.sd is None:
+            return None
+        count = len(self.values)
+        reach = student_quantile(count - 1) * self.sd / math.sqrt(count)
+        return self.mean - reach, self.mean + reach
+
+
+def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the score interval of a proportion (Wilson 1927); z is the normal quantile, 95 % by default."""
+    if count < 1:
+        raise InputError(f"a proportion of {count} images has no interval", "Give at least one image.")
+    share = right / count
+    middle = share + z * z / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Return the exact two-sided p-value for two numbers of changed images.
+
+    If neither network is better, each changed image is as likely fixed as broken, so the smaller
+    number is binomial; its lower tail is doubled, at most to 1 (McNemar 1947; for classifiers Dietterich
+    1998, there by the approximation with χ²).
+    """
+    total, least = fixed + broken, min(fixed, broken)
+    # Logarithms, since the terms themselves leave the range of fp64 beyond a thousand images.
+    below = torch.arange(least + 1, dtype=torch.float64)
+    terms = math.lgamma(total + 1) - torch.lgamma(below + 1) - torch.lgamma(total - below + 1)
+    return min(1.0, 2 * math.exp(float(torch.logsumexp(terms, 0)) - total * math.log(2)))
+
+
+def paired_interval(fixed: int, broken: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the interval of a difference between two proportions of the same `count` images.
+
+    Wald's interval after half an image is added to each of the four cells (Agresti and Min 2005,
+    Statistics in Medicine 24:729, "Wald+2"); z is the normal quantile, 95 % by default.
+    """
+    size = count + 2
+    middle = (fixed - broken) / size
+    reach = z * math.sqrt((fixed + broken + 1) / size - middle * middle) / math.sqrt(size)
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
+@functools.cache
+def student_quantile(degrees: int, inside: float = 0.95) -> float:
+    """Return the t between whose negative and itself Student's distribution has the share `inside`.
+
+    degrees: of freedom, a whole number; of n values n - 1.
+    """
+    if degrees < 1 or not 0 < inside < 1:
+        raise InputError(f"Student's t has no quantile for {degrees} degrees of freedom and a share {inside}")
+    low, high = 0.0, 1.0
+    while _share_inside(high, degrees) < inside:
+        high *= 2
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _share_inside(middle, degrees) < inside else (low, middle)
+    return high
+
+
+def _share_inside(t: float, degrees: int) -> float:
+    """Return the probability of -t…t: Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, odd = math.cos(angle), degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for number in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= cosine * cosine * (number - 1) / number
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

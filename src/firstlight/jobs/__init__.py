@@ -1,0 +1,1 @@
+"""What is done: train, find rates, judge labels, look after a machine."""

@@ -1,0 +1,253 @@
+"""`Job`: a recipe made ready to run."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import firstlight
+from firstlight.data.augment import normalise
+from firstlight.data.batches import Batches, plan_epoch
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import tta_views
+from firstlight.jobs.progress import cost_after
+from firstlight.machine.clock import Stopwatch, duration
+from firstlight.machine.machine import Machine, choose, operations_on
+from firstlight.machine.streams import seeded, stream
+from firstlight.models.blocks import count_parameters, evaluating
+from firstlight.models.fast_net import FastNet
+from firstlight.recipe import Recipe
+from firstlight.recipes import RECIPES, named
+from firstlight.training.loop import TrainState, train_step
+from firstlight.training.lr_finder import LRFinding, range_test
+from firstlight.training.objective import Objective
+from firstlight.training.schedule import OneCycle
+
+_SAMPLES = 8
+"""How many training images are kept to show their augmentations."""
+_SEEN_FIRST = 1000
+"""How many training images, at most, a network may see before it is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A recipe made ready to run: its images, its machine, and its untrained network."""
+
+    recipe: Recipe
+    machine: Machine
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet
+    batches: Batches
+    model: nn.Module
+    objective: Objective
+
+    @classmethod
+    def prepare(
+        cls,
+        recipe: Recipe,
+        data_dir: Path | None,
+        device: str = "auto",
+        precision: str = "auto",
+        determinism: str = "draws",
+    ) -> Job:
+        """Load the data and build the network; nothing is written yet."""
+        machine = choose(device, precision, determinism=determinism)
+        return cls.on(*recipe.data.load(data_dir), recipe, machine)
+
+    @classmethod
+    def on(cls, train: ImageSet, test: ImageSet, recipe: Recipe, machine: Machine) -> Job:
+        """Make a recipe ready on these images, whatever data it names; validation comes out of `train`."""
+        validation = None
+        if recipe.validation:
+            train, validation = train.split(recipe.validation, stream(recipe.seed, "validation"))
+        batches = Batches(
+            train, recipe.batch_size, recipe.augment, seed=recipe.seed, machine=machine, sides=recipe.sides
+        )
+        with seeded(recipe.seed, "weights"):
+            model = recipe.model(len(train.classes), train.shape[0])
+        for side in set(recipe.sides):
+            _require_fit(model, train.shape[0], side)
+        if isinstance(model, FastNet):
+            sample = train.images[:: -(-len(train) // _SEEN_FIRST)]
+            model.prepare(normalise(sample, train.mean, train.std))
+        machine.place(model)
+        objective = Objective(recipe.label_smoothing, recipe.l1, recipe.clip_norm, recipe.sharpness)
+        return cls(recipe, machine, train, validation, test, batches, model, objective)
+
+    def find_rates(self) -> LRFinding:
+        """Run the learning-rate range test on a copy of the network."""
+        return range_test(
+            self.model, self.batches, self.recipe.optimizer, self.machine, objective=self.objective
+        )
+
+    def schedule(self, finding: LRFinding | None) -> OneCycle:
+        """Return the schedule, with rates found where the recipe leaves them open."""
+        recipe = self.recipe
+        peak = recipe.peak_lr if recipe.peak_lr is not None or finding is None else finding.peak_lr
+        low = recipe.min_lr if recipe.min_lr is not None or finding is None else finding.min_lr
+        if peak is None or low is None:
+            raise InputError("the recipe leaves a rate open and no finding was given")
+        return OneCycle.over_epochs(
+            peak,
+            min(low, peak),  # a found LRMIN yields to a lower peak that was set
+            epochs=recipe.epochs,
+            peak_epoch=recipe.peak_epoch,
+            steps_per_epoch=len(self.batches),
+            shape=recipe.schedule,
+        )
+
+    def state(self) -> TrainState:
+        """Return the state of a training of the network, at step 0."""
+        recipe = self.recipe
+        return TrainState.create(
+            self.model, recipe.optimizer, self.machine, average_decay=recipe.average_decay
+        )
+
+    def step_seconds(self, batches: Batches | None = None) -> float:
+        """Time a training step of the last epoch on a copy of the network, warm-up apart."""
+        state = TrainState.create(copy.deepcopy(self.model), self.recipe.optimizer, self.machine)
+        state.model.train()
+        seconds, last = [], self.recipe.epochs - 1
+        for _, (images, labels) in zip(range(3), (batches or self.batches).epoch(last), strict=False):
+            watch = Stopwatch(self.machine)
+            watch.start()
+            train_step(state, images, labels, 0.0, self.objective, self.machine)
+            watch.pause()
+            seconds.append(watch.seconds)
+        return min(seconds)
+
+    def batch_that_fits(self) -> int | None:
+        """Halve the batch until a step finds memory enough; None where not even one image does."""
+        size = self.recipe.batch_size // 2
+        while size:
+            batches = Batches(
+                self.train, size, self.recipe.augment, seed=self.recipe.seed, machine=self.machine
+            )
+            try:
+                self.step_seconds(batches)
+            except (MemoryError, RuntimeError):
+                size //= 2
+                continue
+            return size
+        return None
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """What a step of each epoch costs, in steps of the last: as much as its images are larger."""
+        epochs = self.recipe.epochs
+        sides = (*self.recipe.sides, *[self.train.shape[1]] * epochs)[:epochs]
+        return tuple((side / sides[-1]) ** 2 for side in sides)
+
+    def estimate(self, step_seconds: float, done: int = 0) -> dict[str, float]:
+        """Return the seconds that each part of the run will take here, about, after `done` steps."""
+        recipe = self.recipe
+        open_rates = recipe.peak_lr is None or recipe.min_lr is None
+        # A forward pass is a third of a step.
+        tests = len(scored_epochs(recipe.epochs)) + tta_views(recipe.tta_shift)
+        passes = tests * len(self.test) + recipe.epochs * recipe.validation
+        return {
+            "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
+            "training": cost_after(done, self.costs, len(self.batches)) * step_seconds,
+            "evaluation": passes / recipe.batch_size * step_seconds / 3,
+        }
+
+    def describe(self, done: int = 0) -> list[str]:
+        """Say what is trained, on what, and how long it will take here from step `done` on."""
+        machine, parts = self.machine, self.estimate(self.step_seconds(), done)
+        listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+        return [
+            f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
+            f"{count_parameters(self.model):,} parameters",
+            f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
+            operations_on(machine),
+            f"about {duration(sum(parts.values()))} here ({listed})",
+        ]
+
+    def samples(self) -> dict[str, Tensor]:
+        """Return the first training images of epoch 1 with the draws that augment them there."""
+        plan = plan_epoch(self.train, self.recipe.augment, self.recipe.seed, 0).rows(0, _SAMPLES)
+        draws = {f"draws_{place}": drawn for place, drawn in enumerate(plan.draws)}
+        return {"images": self.train.images[plan.order], "labels": self.train.labels[plan.order], **draws}
+
+    def command(self) -> str:
+        """Return the shell command that repeats the run on such a machine."""
+        words = ["firstlight", "train", self.recipe.name]
+        if self.recipe.name in RECIPES:
+            words += self.recipe.settings_from(named(self.recipe.name))
+        return shlex.join([*words, "--precision", self.machine.precision])
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, hardware and data, as a run keeps them."""
+        machine, train = self.machine, self.train
+        return {
+            "firstlight": firstlight.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "hardware": machine.hardware,
+            "device": machine.device.type,
+            "precision": machine.precision,
+            "threads": machine.threads,
+            "allocator": machine.allocator,
+            "kernels": operations_on(machine),
+            "determinism": machine.determinism,
+            "command": self.command(),
+            "data": {
+                "source": self.recipe.data.name,
+                "classes": list(train.classes),
+                "shape": list(train.shape),
+                "mean": list(train.mean),
+                "std": list(train.std),
+                "train_images": len(train),
+                "validation_images": 0 if self.validation is None else len(self.validation),
+                "test_images": len(self.test),
+                "train_sha256": train.digest,
+                "test_sha256": self.test.digest,
+            },
+        }
+
+
+def _require_fit(model: nn.Module, channels: int, side: int) -> None:
+    """Raise InputError where a network cannot take images of side×side."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, channels, side, side))
+    except RuntimeError:
+        raise InputError(
+            f"sides: the network cannot take images of {side}×{side}",
+            "Set larger ones, or sides= for none.",
+        ) from None
+
+
+MOST_SCORED = 12
+"""Points of the test curve, so that it costs a few percent of a run."""
+
+
+def scored_epochs(epochs: int) -> range:
+    """Return the epochs, evenly spaced and with the last among them, whose weights the test set scores."""
+    apart = -(-epochs // MOST_SCORED)
+    return range((epochs - 1) % apart + 1, epochs + 1, apart)
+
+
+def resolve(
+    recipe: str | Recipe, *, epochs: int | str | None = None, seed: int | str | None = None, **settings: Any
+) -> Recipe:
+    """Return a recipe by name or value, changed as asked.
+
+    epochs: shrinks or stretches the schedule in proportion; settings are those of `Recipe.replace`.
+    """
+    chosen = named(recipe) if isinstance(recipe, str) else recipe
+    if epochs is not None:
+        chosen = chosen.over(epochs)
+    if seed is not None:
+        settings["seed"] = seed
+    return chosen.replace(**settings)

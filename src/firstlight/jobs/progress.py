@@ -1,0 +1,87 @@
+"""What a person sees while a run is on its way, and at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from firstlight.machine.clock import duration
+from firstlight.training.history import Epoch
+from firstlight.training.loop import Tick
+
+
+def cost_after(done: int, costs: Sequence[float], steps: int) -> float:
+    """Return what the steps after the first `done` cost, where epoch e has `steps` of costs[e] each."""
+    return sum(cost * min(max((epoch + 1) * steps - done, 0), steps) for epoch, cost in enumerate(costs))
+
+
+class Progress:
+    """A bar with rate and time left in a terminal or notebook, and one line an epoch that stays.
+
+    Where there is neither, in a log, only the lines are written.
+
+    steps: in an epoch. costs: of a step of each epoch, in any unit. done: steps taken before.
+    """
+
+    def __init__(self, steps: int, costs: Sequence[float], *, done: int = 0, quiet: bool = False) -> None:
+        self._steps, self._costs, self._done, self._quiet = steps, costs, done, quiet
+        self._epochs = len(costs)
+        in_notebook = "ipykernel" in sys.modules  # its output is no terminal, but can redraw a line
+        self._bar: tqdm[None] = tqdm(
+            total=steps * len(costs),
+            initial=done,
+            unit="step",
+            disable=quiet or not (sys.stderr.isatty() or in_notebook),
+            leave=False,
+            dynamic_ncols=not in_notebook,
+            ncols=100 if in_notebook else None,
+            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps  {postfix}",
+        )
+
+    def update(self, tick: Tick) -> None:
+        if not self._bar.disable:
+            left = self._left(self._bar.format_dict["elapsed"], tick.step, self._done)
+            self._bar.set_postfix_str(
+                f"{tick.images_per_second:,.0f} images/s  rate {tick.lr:.4f}  {duration(left)} left",
+                refresh=False,
+            )
+            self._bar.update(tick.step - self._bar.n)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Leave one line for a finished epoch."""
+        if self._quiet:
+            return
+        line = (
+            f"epoch {epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}"
+            f"  loss {epoch.train_loss:.3f}  accuracy {epoch.train_accuracy:6.2%}"
+        )
+        if epoch.validation_accuracy is not None:
+            line += f"  validation {epoch.validation_accuracy:6.2%}"
+        left = self._left(epoch.train_seconds, epoch.step, 0)
+        line += f"  rate {epoch.lr:.4f}  {epoch.images_per_second:,.0f} images/s  {duration(left)} left"
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _left(self, seconds: float, step: int, first: int) -> float:
+        """Return how long the steps after `step` will take, where those since `first` took `seconds`."""
+        before, now = (cost_after(done, self._costs, self._steps) for done in (first, step))
+        return seconds * now / (before - now)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def result_lines(summary: dict[str, Any], images: int) -> list[str]:
+    """Say what came out, for a terminal."""
+    low, high = summary["test_interval_95"]
+    size, spent = summary["checkpoint_bytes"] / 1e6, summary["checkpoint_seconds"]
+    return [
+        f"test accuracy {summary['test_accuracy']:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
+        f"{images:,} images); {summary['test_accuracy_tta']:.2%} with TTA",
+        f"training took {duration(summary['train_seconds'])}, everything together "
+        f"{duration(summary['wall_seconds'])}",
+        f"checkpoints of {size:.1f} MB took {spent:.1f} s",
+    ]

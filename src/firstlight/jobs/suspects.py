@@ -1,0 +1,174 @@
+"""Cross-fitting: every training image is judged by a network that was not trained on it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from firstlight.data.augment import FlipLR
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import evaluate
+from firstlight.insight.suspects import suspects as rank_labels
+from firstlight.jobs.job import Job
+from firstlight.jobs.progress import Progress
+from firstlight.jobs.resume import failures_explained
+from firstlight.machine.clock import duration
+from firstlight.machine.machine import Machine, choose
+from firstlight.machine.streams import stream
+from firstlight.recipe import Recipe
+from firstlight.record import record
+from firstlight.run import Run, open_run
+from firstlight.training.loop import fit
+
+
+def suspects(
+    run: str | Path | Run,
+    *,
+    data_dir: str | Path | None = None,
+    folds: int = 4,
+    device: str = "auto",
+    precision: str = "auto",
+    quiet: bool = False,
+) -> record.KeptSuspects:
+    """Find the doubtful labels of a finished run's training set, and keep them in its folder.
+
+    The recipe is trained once for each fold, on all other folds, with the rates that the run used; it says
+    beforehand how long that takes here. Images that the run held out for validation are judged as well.
+    Nothing is written before the end.
+
+    Raises InputError where the run is not finished or the data is not what it was trained on, and
+    RunFailed where disk or memory give out.
+    """
+    say = _silent if quiet else _say
+    opened = open_run(run)
+    recipe = _with_rates(opened)
+    machine = choose(device, precision)
+    images, test = opened.recipe.data.load(None if data_dir is None else Path(data_dir))
+    begun = Job.on(images, test, opened.recipe, machine)
+    data = opened.environment.get("data")
+    if not isinstance(data, dict) or data.get("train_sha256") != begun.train.digest:
+        raise InputError(
+            f"the training images are not those of {opened.folder.path}",
+            "Give the data that the run was trained on with --data-dir.",
+        )
+    _check_folds(folds, len(images), recipe.batch_size)
+    explained = failures_explained(
+        opened.folder,
+        begun,
+        room="Make room, then try again.",
+        smaller="Train the run again with --set batch_size={}, which fits here.",
+    )
+    with explained, opened.folder.lock():
+        for line in _describe(begun, recipe, images, folds):
+            say(line)
+        probabilities = out_of_sample(recipe, images, machine, folds=folds, quiet=quiet)
+        found = rank_labels(images.labels, probabilities)
+        opened.folder.sweep()
+        return record.write_suspects(opened.folder, found, probabilities, images)
+
+
+def _with_rates(run: Run) -> Recipe:
+    """Return the recipe of a finished run with the rates that it used, to be trained on every image given."""
+    peak_lr, min_lr = run.summary.get("peak_lr"), run.summary.get("min_lr")
+    if run.summary.get("test_accuracy") is None or peak_lr is None or min_lr is None:
+        raise InputError(
+            f"{run.folder.path} is not finished", "Go on with `firstlight train … --resume` first."
+        )
+    return run.recipe.replace(peak_lr=peak_lr, min_lr=min_lr, validation=0, best_on_validation=False)
+
+
+def out_of_sample(
+    recipe: Recipe, images: ImageSet, machine: Machine, *, folds: int = 4, quiet: bool = False
+) -> Tensor:
+    """Return probabilities, fp32, N×K, each row from a network that was trained without its image.
+
+    recipe: holds both rates and no validation images. Where it mirrors its training images, each image is
+    judged together with its mirror image.
+    """
+    _check_folds(folds, len(images), recipe.batch_size)
+    fold = fold_numbers(images.labels, folds, recipe.seed)
+    probabilities = torch.empty(len(images), len(images.classes))
+    for number in range(folds):
+        began = time.perf_counter()
+        held_out = torch.nonzero(fold == number).flatten()
+        rest = torch.nonzero(fold != number).flatten()
+        job = Job.on(images.subset(rest), images.subset(held_out), recipe, machine)
+        seen = evaluate(_trained(job, quiet), job.test, machine, tta=_mirrors(recipe))
+        probabilities[held_out] = seen.probabilities
+        if not quiet:
+            _say(
+                f"fold {number + 1}/{folds}  {seen.right:,} of {len(held_out):,} labels as predicted "
+                f"({seen.accuracy:.2%})  {duration(time.perf_counter() - began)}"
+            )
+    return probabilities
+
+
+def fold_numbers(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Return the fold of each image, int64, N; every fold holds as many of each class as any other, ± 1."""
+    order = torch.randperm(len(labels), generator=stream(seed, "folds"))
+    order = order[labels[order].argsort(stable=True)]  # each class together, in random order
+    numbers = torch.empty_like(order)
+    numbers[order] = torch.arange(len(order)) % folds
+    return numbers
+
+
+def _check_folds(folds: int, images: int, batch_size: int) -> None:
+    if not 2 <= folds <= images:
+        raise InputError(f"cannot make {folds} folds of {images:,} images", "Use --folds 4, say.")
+    rest = images - -(-images // folds)
+    if rest < batch_size:
+        raise InputError(
+            f"{folds} folds leave {rest:,} images to train on, fewer than a batch of {batch_size}",
+            "Use more --folds, or train the run with a smaller batch_size.",
+        )
+
+
+def _mirrors(recipe: Recipe) -> bool:
+    return any(isinstance(augmentation, FlipLR) for augmentation in recipe.augment)
+
+
+def _trained(job: Job, quiet: bool) -> torch.nn.Module:
+    """Train a job's network from its beginning to its end; nothing is kept on disk."""
+    recipe = job.recipe
+    state = job.state()
+    ticks = fit(
+        state,
+        job.batches,
+        job.schedule(None),
+        epochs=recipe.epochs,
+        machine=job.machine,
+        objective=job.objective,
+    )
+    with contextlib.closing(Progress(len(job.batches), job.costs, quiet=quiet)) as progress:
+        for tick in ticks:
+            progress.update(tick)
+    return state.trained
+
+
+def _describe(job: Job, recipe: Recipe, images: ImageSet, folds: int) -> list[str]:
+    """Say what will be trained, and how long it will take here."""
+    step, machine = job.step_seconds(), job.machine
+    rest = len(images) - len(images) // folds
+    training = folds * recipe.epochs * (rest // recipe.batch_size) * step
+    passes = len(images) * (2 if _mirrors(recipe) else 1)
+    judging = passes / recipe.batch_size * step / 3  # a forward pass is a third of a step
+    return [
+        f"{recipe.name}: {len(images):,} labels to judge; {folds} networks, each trained for {recipe.epochs} "
+        f"epochs on about {rest:,} images and asked about the others",
+        f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
+        f"about {duration(training + judging)} here "
+        f"(training {duration(training)}, judging {duration(judging)})",
+    ]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""Where it runs: device, precision, threads, memory, random streams, clock, and compiled kernels."""

@@ -1,0 +1,110 @@
+"""3×3 convolutions, with or without a 2×2 max-pool behind them, forwards and backwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from firstlight.machine.kernels.library import load
+
+_LAYOUT = torch.channels_last
+
+
+def serves(conv: nn.Conv2d, images: Tensor, *, pool: bool = False) -> bool:
+    """Whether the compiled convolution computes what `conv` does, on N×C×H×W images like these.
+
+    It does so in bf16 on a CPU, for 3×3 filters without bias, at stride 1 and padding 1, where the numbers
+    of channels are multiples of 16, at most 1024 (sums in fp16 would err), and, with `pool`, the images'
+    sides are even.
+    """
+    return (
+        (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and conv.in_channels % 16 == conv.out_channels % 16 == 0
+        and max(conv.in_channels, conv.out_channels) <= 1024
+        and not (pool and (images.shape[2] % 2 or images.shape[3] % 2))
+        and images.device.type == "cpu"
+        and conv.weight.dtype == torch.float32
+        and bool(load())
+    )
+
+
+def convolve(images: Tensor, weight: Tensor, *, pool: bool = False) -> Tensor:
+    """Convolve bf16 images with fp32 filters (out×in×3×3); keep each 2×2 window's largest where asked.
+
+    By Winograd's minimal filtering F(2×2, 3×3) (Lavin & Gray 2016, arXiv 1509.09308): sums in fp32,
+    filters' gradients in fp32, images and their gradients in bf16, channels-last. `serves` says where.
+    """
+    return _Convolve.apply(images, weight, pool)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Convolve(Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, pool: bool) -> Tensor:
+        images = images.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+        weight = weight.contiguous(memory_format=_LAYOUT)
+        count, _, height, width = images.shape
+        shrink = 2 if pool else 1
+        shape = (count, len(weight), height // shrink, width // shrink)
+        places = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
+        outputs = _run(images, None, weight, places, shape, backwards=False)
+        ctx.save_for_backward(images, weight, places)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        images, weight, places = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=_LAYOUT)
+        of_images = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_images = _run(gradient, places, weight, None, tuple(images.shape), backwards=True)
+        if ctx.needs_input_grad[1]:
+            of_weight = _filter_gradient(images, gradient, places, weight)
+        return of_images, of_weight, None
+
+
+def _run(
+    images: Tensor,
+    places_in: Tensor | None,
+    weight: Tensor,
+    places_out: Tensor | None,
+    shape: tuple[int, ...],
+    *,
+    backwards: bool,
+) -> Tensor:
+    outputs, inputs = weight.shape[:2]
+    filters, scale = torch.empty(16 * inputs * outputs, dtype=torch.int16), torch.empty(())
+    load().call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
+    result = torch.empty(shape, dtype=torch.bfloat16, memory_format=_LAYOUT)
+    count, channels, height, width = images.shape
+    unpooled = 1 if places_in is None else 2
+    load().call(
+        "convolve",
+        *(images, places_in, filters, scale, result, places_out),
+        *(count, unpooled * height, unpooled * width, channels, shape[1]),
+    )
+    return result
+
+
+def _filter_gradient(images: Tensor, gradient: Tensor, places: Tensor | None, weight: Tensor) -> Tensor:
+    count, inputs, height, width = images.shape
+    outputs = len(weight)
+    # Its size is the library's business: so many blocks as the cache that all cores share can hold.
+    sums = torch.empty(16 * inputs * outputs)
+    size = torch.zeros((), dtype=torch.int64)
+    load().call("filter_gradient_work", inputs, outputs, size)
+    work = torch.empty(int(size), dtype=torch.int16)
+    result = torch.empty_like(weight, memory_format=_LAYOUT)
+    load().call(
+        "convolve_filter_gradient",
+        *(images, gradient, places, sums, work, result),
+        *(count, height, width, inputs, outputs),
+    )
+    return result

@@ -1,0 +1,134 @@
+"""Batch norm and activation as one operation, forwards and backwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from firstlight.machine.kernels.library import load
+
+_LAYOUT = torch.channels_last
+
+
+# An activation x·σ(linear·x + cubic·x³), σ the logistic function; ReLU is none of these and goes as zeros.
+_RELU, _SILU = (0.0, 0.0), (1.0, 0.0)
+_GELU = (2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715)
+
+
+def _coefficients(activation: nn.Module) -> tuple[float, float] | None:
+    match activation:
+        case nn.ReLU():
+            return _RELU
+        case nn.SiLU():
+            return _SILU
+        case nn.GELU(approximate="tanh"):
+            return _GELU
+        case _:
+            return None
+
+
+def serves(norm: nn.BatchNorm2d, activation: nn.Module, images: Tensor) -> bool:
+    """Whether the compiled operation computes what `norm` and then `activation` do, in bf16 on a CPU.
+
+    It does so for multiples of 16 channels, for a norm that is as `nn.BatchNorm2d` makes it by default, and
+    for ReLU, SiLU and GELU in its tanh form.
+    """
+    return (
+        _coefficients(activation) is not None
+        and norm.num_features % 16 == 0
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype == torch.float32
+        and images.device.type == "cpu"
+        and bool(load())
+    )
+
+
+def norm_activate(images: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -> Tensor:
+    """Return activation(norm(images)) for N×C×H×W images in bf16; in training, update the running statistics.
+
+    Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1. Statistics are of the bf16 images, in fp32 and
+    fp64. `serves` says where.
+    """
+    images = images.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+    if not norm.training:
+        assert norm.running_mean is not None and norm.running_var is not None  # `serves` has seen to it
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        mean, variance = _statistics(images.detach())
+        _remember(norm, mean, variance, images.numel() // images.shape[1])
+    scale = (variance + norm.eps).rsqrt()
+    shape = _coefficients(activation)
+    return _NormActivate.apply(images, norm.weight, norm.bias, mean, scale, norm.training, shape)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each channel, fp32."""
+    channels = images.shape[1]
+    pixels = images.numel() // channels
+    sums = torch.empty(2, channels, dtype=torch.float64)
+    load().call("norm_sums", images, pixels, channels, sums[0], sums[1])
+    mean, square = sums / pixels
+    return mean.float(), (square - mean.square()).clamp_(min=0).float()
+
+
+@torch.no_grad()
+def _remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None and norm.momentum is not None
+    norm.num_batches_tracked += 1
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance * (pixels / (pixels - 1)), norm.momentum)
+
+
+class _NormActivate(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        rate: Tensor,
+        training: bool,
+        activation: tuple[float, float],
+    ) -> Tensor:
+        scale = weight * rate
+        shift = bias - mean * scale
+        result = torch.empty_like(images)
+        channels = images.shape[1]
+        pixels = images.numel() // channels
+        load().call("norm_activate", images, scale, shift, result, pixels, channels, *activation)
+        ctx.training, ctx.activation = training, activation
+        ctx.save_for_backward(images, mean, rate, scale, shift)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, mean, rate, scale, shift = ctx.saved_tensors
+        gradient = gradient.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+        channels = images.shape[1]
+        pixels = images.numel() // channels
+        sums = torch.empty(2, channels, dtype=torch.float64)
+        size = (pixels, channels)
+        load().call(
+            "norm_activate_gradient_sums",
+            *(gradient, images, scale, shift, *size, sums[0], sums[1], *ctx.activation),
+        )
+        of_bias, of_weight = sums[0], rate * (sums[1] - mean * sums[0])
+        of_images = None
+        if ctx.needs_input_grad[0]:
+            # In training the mean and the variance depend on every pixel; in evaluation they are constants.
+            slope = -scale * rate * of_weight / pixels if ctx.training else torch.zeros_like(of_weight)
+            offset = -scale * of_bias / pixels - slope * mean if ctx.training else slope
+            of_images = torch.empty_like(images)
+            arguments = (gradient, images, scale, shift, slope.float(), offset.float(), of_images)
+            load().call("norm_activate_gradient", *arguments, *size, *ctx.activation)
+        return of_images, of_weight.float(), of_bias.float(), None, None, None, None

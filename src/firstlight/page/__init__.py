@@ -1,0 +1,1 @@
+"""How we show it: a run folder as one HTML file."""

@@ -1,0 +1,513 @@
+"""Figures hold the data they were given, whatever its size, and nothing in them is cut off or overlaps."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from torch import Tensor
+
+from firstlight.data.augment import Augmentation, Crop, Cutout, FlipLR, normalise
+from firstlight.errors import InputError
+from firstlight.figures import curves
+from firstlight.figures.images import overlay, replay
+from firstlight.figures.style import fitted, shades, spread, width_of
+from firstlight.insight.evaluation import Evaluation
+from firstlight.insight.gradcam import Heatmaps
+from firstlight.training.history import Epoch, History
+from firstlight.training.lr_finder import LRFinding
+from firstlight.training.schedule import OneCycle
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+
+def a_history(epochs: int = 6, *, validation: bool = True, test: bool = True) -> History:
+    return History(
+        tuple(
+            Epoch(
+                epoch=number,
+                step=10 * number,
+                lr=0.1 / number,
+                train_loss=2 / number,
+                train_accuracy=1 - 0.7 / number,
+                images_per_second=100.0,
+                train_seconds=5.0 * number,
+                validation_loss=2.1 / number if validation else None,
+                validation_accuracy=0.98 - 0.7 / number if validation else None,
+                test_loss=2.2 / number if test else None,
+                test_accuracy=0.97 - 0.7 / number if test else None,
+            )
+            for number in range(1, epochs + 1)
+        )
+    )
+
+
+def a_finding(**changes: object) -> LRFinding:
+    rates = np.geomspace(1e-4, 1.0, 60)
+    losses = 2.3 - 0.6 * np.exp(-((np.log10(rates) + 1) ** 2)) + np.linspace(0, 1, 60) ** 12
+    finding = LRFinding(
+        rates=tuple(rates.tolist()),
+        losses=tuple((losses + 0.02 * np.sin(np.arange(60) * 2.7)).tolist()),
+        smoothed=tuple(losses.tolist()),
+        peak_lr=0.4,
+        min_lr=0.0018,
+        peak_because="the highest rate before half of the fall was lost again",
+        min_because="the rate at which the first tenth of that fall was reached",
+        seconds=3.0,
+    )
+    return dataclasses.replace(finding, **changes)  # type: ignore[arg-type]
+
+
+def an_evaluation(classes: tuple[str, ...] = CLASSES, count: int = 120, sure: float = 2.0) -> Evaluation:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % len(classes)
+    logits = 1.2 * torch.randn(count, len(classes), generator=generator)
+    logits[torch.arange(count), labels] += sure
+    return Evaluation(classes, labels, logits.softmax(1), [f"#{index}" for index in range(count)])
+
+
+def some_images(count: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+def some_samples(parts: tuple[Augmentation, ...], images: Tensor) -> dict[str, Tensor]:
+    generator, (height, width) = torch.Generator().manual_seed(2), tuple(images.shape[2:])
+    samples = {"images": images, "labels": torch.arange(len(images)) % len(CLASSES)}
+    for place, part in enumerate(parts):
+        samples[f"draws_{place}"] = part.sample(len(images), height, width, generator)
+        height, width = part.output_size(height, width)
+    return samples
+
+
+def kept(evaluation: Evaluation, **shape: int) -> tuple[Tensor, Tensor]:
+    """Return some images and their indices, in an order that is not that of the losses."""
+    indices = evaluation.mistakes.flip(0)
+    return some_images(len(indices), **shape), indices
+
+
+def maps_of(evaluation: Evaluation, count: int, *, empty: tuple[int, ...] = ()) -> tuple[Heatmaps, Heatmaps]:
+    generator = torch.Generator().manual_seed(3)
+    worst = evaluation.mistakes[:count]
+    predicted = torch.rand(len(worst), 8, 8, generator=generator)
+    true = 0.5 * torch.rand(len(worst), 8, 8, generator=generator)
+    for place in empty:
+        true[place] = 0
+    return (
+        Heatmaps("layer2", predicted, evaluation.predictions[worst]),
+        Heatmaps("layer2", true, evaluation.labels[worst]),
+    )
+
+
+def words_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+
+
+def tiles_of(figure: Figure) -> list[np.ndarray]:
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+
+def line(axes: Axes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    (found,) = [line for line in axes.lines if line.get_label() == name]
+    return np.asarray(found.get_xdata(), float), np.asarray(found.get_ydata(), float)
+
+
+def as_array(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+PARTS = (Crop(32, 4), FlipLR(), Cutout(8))
+LONG = ("a name of a class that is far too long to be written out", "ok", "$x$ and $y$", "two\nlines")
+
+
+def gradcam_of(evaluation: Evaluation, count: int = 8, **shape: int) -> Figure:
+    maps = maps_of(evaluation, count, empty=(1,))
+    return curves.gradcam(evaluation, *kept(evaluation, **shape), *maps, count=count)
+
+
+EVERY: dict[str, Callable[[], Figure]] = {
+    "curves": lambda: curves.learning_curves(a_history(24), OneCycle(0.4, 0.004, 240, 49)),
+    "curves of one epoch": lambda: curves.learning_curves(a_history(1)),
+    "curves without a schedule": lambda: curves.learning_curves(a_history(3, validation=False, test=False)),
+    "finder": lambda: curves.lr_finder(a_finding()),
+    "finder, rates at the ends": lambda: curves.lr_finder(a_finding(min_lr=1e-4, peak_lr=1.0)),
+    "finder, both rates equal": lambda: curves.lr_finder(a_finding(min_lr=0.01, peak_lr=0.01)),
+    "augmentations": lambda: curves.augmentations(
+        some_samples(PARTS, some_images(8)), PARTS, MEAN, STD, CLASSES
+    ),
+    "confusion": lambda: curves.confusion(an_evaluation()),
+    "confusion of two": lambda: curves.confusion(an_evaluation(("good", LONG[0]))),
+    "confusion of awkward names": lambda: curves.confusion(an_evaluation(LONG)),
+    "misclassified": lambda: curves.misclassified(an_evaluation(), *kept(an_evaluation())),
+    "misclassified, awkward names": lambda: curves.misclassified(
+        an_evaluation(LONG, sure=1.0), *kept(an_evaluation(LONG, sure=1.0))
+    ),
+    "misclassified, one": lambda: curves.misclassified(an_evaluation(), *kept(an_evaluation()), count=1),
+    "gradcam": lambda: gradcam_of(an_evaluation()),
+    "gradcam, awkward names": lambda: gradcam_of(an_evaluation(LONG, sure=1.0), 3),
+    "no mistakes": lambda: curves.misclassified(an_evaluation(sure=60.0), *kept(an_evaluation(sure=60.0))),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_is_cut_off_and_no_two_words_overlap(name: str) -> None:
+    figure = EVERY[name]()
+    assert isinstance(figure, Figure)
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    # Tick labels beyond the limits of their axis are kept by matplotlib, but not drawn.
+    ticks = {
+        id(label)
+        for axes in figure.axes
+        for axis, (low, high) in (
+            (axes.xaxis, sorted(axes.get_xlim())),
+            (axes.yaxis, sorted(axes.get_ylim())),
+        )
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        if not low - 1e-9 <= tick.get_loc() <= high + 1e-9
+        for label in (tick.label1, tick.label2)
+    }
+    boxes = {text: text.get_window_extent() for text in texts if id(text) not in ticks}
+    across, down = figure.get_size_inches() * figure.dpi
+    outside = [
+        text.get_text()
+        for text, box in boxes.items()
+        if box.x0 < 0 or box.y0 < 0 or box.x1 > across or box.y1 > down
+    ]
+    assert not outside
+    straight = [(text, box) for text, box in boxes.items() if text.get_rotation() == 0]
+    overlapping = [
+        (one.get_text(), other.get_text())
+        for (one, a), (other, b) in itertools.combinations(straight, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 2
+    ]
+    assert not overlapping
+
+
+def test_a_figure_is_the_same_file_every_time_and_150_dots_an_inch() -> None:
+    first, second = (curves.to_png(curves.lr_finder(a_finding())) for _ in range(2))
+    assert first == second
+    with Image.open(io.BytesIO(first)) as image:
+        across, down = curves.lr_finder(a_finding()).get_size_inches()
+        assert image.size == (round(150 * across), round(150 * down))
+
+
+def test_the_users_own_settings_change_nothing_and_are_left_alone() -> None:
+    plain = curves.to_png(curves.confusion(an_evaluation()))
+    strange = {"font.size": 30.0, "axes.grid": False, "figure.facecolor": "black", "image.origin": "lower"}
+    with matplotlib.rc_context(strange):
+        before = dict(matplotlib.rcParams)
+        assert curves.to_png(curves.confusion(an_evaluation())) == plain
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_a_notebook_shows_a_figure_by_itself_at_its_size_in_inches() -> None:
+    figure = curves.lr_finder(a_finding())
+    bundle, metadata = figure._repr_mimebundle_()  # type: ignore[attr-defined]
+    assert bundle["image/png"] == curves.to_png(figure)
+    assert metadata["image/png"]["width"] == round(96 * figure.get_figwidth())
+
+
+def test_no_figure_needs_pyplot() -> None:
+    code = "import sys, firstlight.figures.curves; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_learning_curves_are_the_history(part: str) -> None:
+    history = a_history(6)
+    accuracy, loss, _ = curves.learning_curves(history).axes
+    for axes, what in ((accuracy, "accuracy"), (loss, "loss")):
+        epochs, values = line(axes, part)
+        assert epochs.tolist() == [1, 2, 3, 4, 5, 6]
+        assert values.tolist() == history.column(f"{part}_{what}")
+        low, high = axes.get_ylim()
+        assert low <= values.min() and values.max() <= high
+
+
+def test_the_last_test_accuracy_is_written_beside_the_curve() -> None:
+    last = a_history(6).epochs[-1].test_accuracy
+    assert f"test {last:.2%}" in words_of(curves.learning_curves(a_history(6)))
+
+
+def test_what_was_not_measured_is_not_drawn() -> None:
+    accuracy, loss, _ = curves.learning_curves(a_history(4, validation=False, test=False)).axes
+    for axes in (accuracy, loss):
+        assert {line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")} == {
+            "train"
+        }
+    assert not any("Test" in words for words in words_of(curves.learning_curves(a_history(4, test=False))))
+
+
+def test_learning_curves_say_where_the_training_loss_is_another() -> None:
+    smoothed = curves.learning_curves(a_history(4), label_smoothing=0.2)
+    assert any("label smoothing (0.2)" in words for words in words_of(smoothed))
+    assert not any("smoothing" in words for words in words_of(curves.learning_curves(a_history(4))))
+
+
+def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked() -> None:
+    epochs = list(a_history(5))
+    epochs[2] = dataclasses.replace(epochs[2], test_loss=None, test_accuracy=None)
+    axes = curves.learning_curves(History(tuple(epochs))).axes[0]
+    places, values = line(axes, "test")
+    assert places.tolist() == [1, 2, 4, 5] and np.isfinite(values).all()
+    markers = {drawn.get_label(): drawn.get_marker() for drawn in axes.lines}
+    assert (markers["test"], markers["train"]) == ("o", "")
+
+
+def test_the_rate_is_drawn_for_each_step_and_meets_the_history_at_each_epochs_end() -> None:
+    schedule = OneCycle(0.4, 0.004, 60, 19)
+    places, rates = line(curves.learning_curves(a_history(6), schedule).axes[2], "learning rate")
+    assert rates.tolist() == [schedule(step) for step in range(60)]
+    assert places[9] == 1.0 and places[-1] == 6.0 and places[int(rates.argmax())] == 2.0
+
+
+def test_without_a_schedule_the_rate_is_that_of_each_epochs_last_step() -> None:
+    places, rates = line(curves.learning_curves(a_history(3)).axes[2], "learning rate")
+    assert (places.tolist(), rates.tolist()) == ([1, 2, 3], a_history(3).column("lr"))
+
+
+def test_no_epoch_has_no_curves() -> None:
+    with pytest.raises(InputError, match="no learning curves"):
+        curves.learning_curves(History())
+
+
+def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
+    finding = a_finding()
+    figure = curves.lr_finder(finding)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    for name, values in (("loss", finding.losses), ("smoothed loss", finding.smoothed)):
+        rates, losses = line(axes, name)
+        assert (tuple(rates), tuple(losses)) == (finding.rates, values)
+    marked = {
+        float(np.asarray(line.get_xdata())[0]) for line in axes.lines if len(np.unique(line.get_xdata())) == 1
+    }
+    assert marked == {0.0018, 0.4}
+    assert {"LRMIN 0.0018", "LRMAX 0.4"} <= set(words_of(figure))
+
+
+def test_a_spike_does_not_flatten_the_finders_curve() -> None:
+    calm = curves.lr_finder(a_finding()).axes[0].get_ylim()
+    spiked = list(a_finding().losses)
+    spiked[30], spiked[31] = 1e6, float("nan")
+    low, high = curves.lr_finder(a_finding(losses=tuple(spiked))).axes[0].get_ylim()
+    assert high - low < 1.5 * (calm[1] - calm[0])
+    assert low < min(a_finding().smoothed) and high > a_finding().smoothed[0]
+
+
+def test_augmentations_show_pixel_for_pixel_what_the_network_saw() -> None:
+    samples = some_samples(PARTS, some_images(5))
+    figure = curves.augmentations(samples, PARTS, MEAN, STD, CLASSES)
+    tiles = tiles_of(figure)
+    assert len(tiles) == 4 * 5
+    cropped = PARTS[0].apply(samples["images"], samples["draws_0"])
+    flipped = PARTS[1].apply(cropped, samples["draws_1"])
+    for column in range(5):
+        assert np.array_equal(tiles[column], as_array(samples["images"][column]))
+        assert np.array_equal(tiles[5 + column], as_array(cropped[column]))
+        assert np.array_equal(tiles[10 + column], as_array(flipped[column]))
+        top, left = samples["draws_2"][column].tolist()
+        expected = as_array(flipped[column]).copy()
+        expected[top : top + 8, left : left + 8] = [round(255 * mean) for mean in MEAN]
+        assert np.array_equal(tiles[15 + column], expected)
+
+
+def test_augmentations_say_what_was_drawn() -> None:
+    samples = some_samples(PARTS, some_images(2))
+    samples |= {"draws_0": torch.tensor([[3, 7], [0, 8]]), "draws_1": torch.tensor([[1], [0]])}
+    said = words_of(curves.augmentations(samples, PARTS, MEAN, STD, CLASSES))
+    assert {"top 3, left 7", "top 0, left 8", "flipped", "not flipped", "airplane", "automobile"} <= set(said)
+    assert {"Original", "Crop", "FlipLR", "Cutout", "padding reflect"} <= set(said)
+
+
+def test_a_replayed_image_is_normalised_once_even_by_two_cutouts() -> None:
+    parts = (Cutout(4), Cutout(6))
+    samples = some_samples(parts, some_images(3))
+    last = replay(samples, parts, MEAN, STD)[-1]
+    seen = normalise(samples["images"], MEAN, STD)
+    for place, part in enumerate(parts):
+        seen = part.apply(seen, samples[f"draws_{place}"])
+    assert torch.equal(normalise(last, MEAN, STD)[seen != 0], seen[seen != 0])
+
+
+def test_samples_without_their_draws_are_named() -> None:
+    samples = some_samples(PARTS, some_images(2))
+    del samples["draws_1"]
+    with pytest.raises(InputError, match="lack draws_1"):
+        curves.augmentations(samples, PARTS, MEAN, STD, CLASSES)
+
+
+def test_no_augmentation_shows_the_originals() -> None:
+    figure = curves.augmentations(some_samples((), some_images(2)), (), MEAN, STD, CLASSES)
+    assert len(tiles_of(figure)) == 2
+
+
+@pytest.mark.parametrize("size", [28, 48, 300])
+def test_grey_images_of_any_size_are_shown_in_their_own_proportions(size: int) -> None:
+    parts = (Crop(size - 4, 2), FlipLR(), Cutout(4))
+    images = some_images(2, channels=1, height=size, width=size)
+    figure = curves.augmentations(some_samples(parts, images), parts, (0.5,), (0.2,), CLASSES)
+    first = tiles_of(figure)[0]
+    assert first.shape == (size, size, 3)
+    assert all(np.array_equal(first[..., channel], images[0, 0].numpy()) for channel in range(3))
+    original, cropped = (axes.get_position().width for axes in (figure.axes[0], figure.axes[2]))
+    assert cropped / original == pytest.approx((size - 4) / size)
+    evaluation = an_evaluation()
+    figure = curves.misclassified(evaluation, *kept(evaluation, channels=1, height=size, width=2 * size))
+    place = figure.axes[0].get_position()
+    across, down = figure.get_size_inches()
+    assert place.width * across == pytest.approx(2 * place.height * down)
+
+
+def cells(figure: Figure) -> dict[tuple[int, int], str]:
+    """Return what is written into the cells of a confusion matrix: (row, column) -> text."""
+    texts = [text for text in figure.axes[0].texts if text.get_text().isdigit()]
+    return {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in texts}
+
+
+def test_the_confusion_matrix_colours_mistakes_by_share_and_leaves_the_diagonal_neutral() -> None:
+    evaluation = an_evaluation()
+    figure = curves.confusion(evaluation)
+    drawn = figure.axes[0].images[0].get_array()
+    counts = evaluation.confusion.numpy()
+    shares = counts / counts.sum(1, keepdims=True)
+    off = ~np.eye(10, dtype=bool)
+    assert np.ma.getmaskarray(drawn).diagonal().all()
+    assert np.array_equal(np.asarray(drawn)[off], shares[off])
+    assert figure.axes[0].images[0].get_clim() == (0.0, shares[off].max())
+    assert cells(figure) == {
+        (int(row), int(column)): str(counts[row, column]) for row, column in np.argwhere(counts)
+    }
+
+
+def test_the_confusion_matrix_names_classes_and_tells_the_recall() -> None:
+    evaluation = an_evaluation()
+    figure = curves.confusion(evaluation)
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert tuple(label.get_text() for label in labels) == CLASSES
+    counts = evaluation.confusion.numpy()
+    recalls = [f"{100 * counts[row, row] / counts[row].sum():.1f}%" for row in range(10)]
+    assert [word for word in words_of(figure) if word in recalls][:10] == recalls
+
+
+def test_a_class_without_images_divides_by_nothing() -> None:
+    evaluation = Evaluation(("a", "b", "c"), torch.tensor([0, 1]), torch.eye(3)[[1, 1]], ["#0", "#1"])
+    assert "no images" in words_of(curves.confusion(evaluation))
+
+
+@pytest.mark.parametrize(("classes", "written"), [(25, True), (26, False), (100, False)])
+def test_many_classes_leave_the_numbers_out(classes: int, written: bool) -> None:
+    figure = curves.confusion(an_evaluation(tuple(f"class {k}" for k in range(classes)), 200, 6.0))
+    assert bool(cells(figure)) is written
+    assert len(figure.axes[0].get_yticklabels()) == classes
+
+
+def test_misclassified_shows_the_worst_first_each_with_its_own_image() -> None:
+    evaluation = an_evaluation(sure=1.5)
+    images, indices = kept(evaluation)
+    figure = curves.misclassified(evaluation, images, indices, count=12)
+    tiles = tiles_of(figure)
+    assert len(tiles) == 12
+    said = words_of(figure)
+    for tile, index in zip(tiles, evaluation.mistakes.tolist(), strict=False):
+        assert np.array_equal(tile, as_array(images[indices.tolist().index(index)]))
+        label = int(evaluation.predictions[index])
+        confidence = float(evaluation.probabilities[index, label])
+        assert f"{CLASSES[label]} ({confidence:.0%})" in said and f"#{index}" in said
+
+
+def test_a_mistake_without_a_kept_image_is_passed_over() -> None:
+    evaluation = an_evaluation()
+    images, indices = kept(evaluation)
+    worst = int(evaluation.mistakes[0])
+    there = indices != worst
+    figure = curves.misclassified(evaluation, images[there], indices[there], count=4)
+    assert len(tiles_of(figure)) == 4 and f"#{worst}" not in words_of(figure)
+
+
+def test_no_mistakes_is_said_and_not_drawn() -> None:
+    evaluation = an_evaluation(sure=60.0)
+    assert evaluation.accuracy == 1
+    images, indices = torch.zeros(0, 3, 32, 32, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+    nothing = Heatmaps("layer2", torch.zeros(0, 8, 8), indices)
+    for figure in (
+        curves.misclassified(evaluation, images, indices),
+        curves.gradcam(evaluation, images, indices, nothing, nothing),
+    ):
+        assert not tiles_of(figure)
+        assert "No mistakes: all 120 images were classified right." in words_of(figure)
+    assert "0 mistakes on 120 images" in words_of(curves.confusion(evaluation))
+
+
+def test_gradcam_lays_both_maps_over_the_image_on_one_scale() -> None:
+    evaluation = an_evaluation()
+    images, indices = kept(evaluation)
+    predicted, true = maps_of(evaluation, 4)
+    figure = curves.gradcam(evaluation, images, indices, predicted, true, count=4)
+    tiles = tiles_of(figure)
+    assert len(tiles) == 4 * 3 + 1  # and the scale
+    for place, index in enumerate(evaluation.mistakes[:4].tolist()):
+        image = as_array(images[indices.tolist().index(index)])
+        strongest = max(predicted.maps[place].max(), true.maps[place].max())
+        assert np.array_equal(tiles[3 * place], image)
+        assert np.array_equal(tiles[3 * place + 1], overlay(image, predicted.maps[place] / strongest))
+        assert np.array_equal(tiles[3 * place + 2], overlay(image, true.maps[place] / strongest))
+    assert any("layer2, 8×8" in words for words in words_of(figure))
+
+
+def test_a_map_without_evidence_is_words_and_no_picture() -> None:
+    evaluation = an_evaluation()
+    maps = maps_of(evaluation, 4, empty=(0, 2))
+    figure = curves.gradcam(evaluation, *kept(evaluation), *maps, count=4)
+    assert words_of(figure).count("no positive\nevidence") == 2
+    assert len(tiles_of(figure)) == 4 * 3 + 1 - 2
+
+
+def test_maps_that_do_not_belong_to_the_mistakes_are_refused() -> None:
+    evaluation = an_evaluation()
+    with pytest.raises(InputError, match="4 mistakes need as many maps, not 3 and 3"):
+        curves.gradcam(evaluation, *kept(evaluation), *maps_of(evaluation, 3), count=4)
+
+
+def test_no_evidence_leaves_a_pixel_grey_and_the_strongest_colours_it() -> None:
+    image = np.full((8, 8, 3), (200, 30, 90), dtype=np.uint8)
+    without, most = overlay(image, torch.zeros(4, 4)), overlay(image, torch.ones(4, 4))
+    assert (without == without[..., :1]).all()
+    assert (most.max(-1).astype(int) - most.min(-1) > 50).all()
+
+
+def test_spread_keeps_order_distance_and_frame() -> None:
+    assert spread([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
+    moved = spread([0.97, 0.98, 0.5, 0.99], 0.1)
+    assert moved[0] < moved[1] < moved[3] and moved[2] == 0.5
+    assert max(moved) <= 1.0 + 1e-12
+    assert min(np.diff(sorted(moved))) == pytest.approx(0.1)
+    assert spread([], 0.1) == []
+
+
+def test_a_long_name_is_shortened_to_the_width_and_a_short_one_left() -> None:
+    assert fitted("cat", 1.0) == "cat"
+    assert fitted("two\nlines\x07", 1.0) == "two lines"
+    short = fitted("the quick brown fox jumps over the lazy dog", 1.0)
+    assert short.endswith("…") and 0.8 < width_of(short) <= 1.0
+
+
+def test_shades_run_evenly_from_light_to_dark() -> None:
+    colours = np.array(shades("#ffffff", "#a83c00", "some").colors, dtype=object)
+    assert (colours[0], colours[-1]) == ("#ffffff", "#a83c00")
+    grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.3, 0.6, 0.1]) for c in colours]
+    assert (np.diff(grey) <= 1e-9).all()

@@ -1,0 +1,362 @@
+"""Grad-CAM is what its paper says, worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import TinyNet, digest, global_random_states
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from firstlight.errors import InputError
+from firstlight.insight.gradcam import default_endpoint, gradcam, gradcam_pair
+from firstlight.machine.streams import seeded, stream
+from firstlight.models.custom_resnet import CustomResNet
+
+
+class Looked(nn.Module):
+    """Two convolutions with a ReLU between them that may overwrite what the first endpoint gave."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        with seeded(0, "looked"):
+            self.first = nn.Conv2d(3, 5, 3, padding=1)
+            self.second = nn.Conv2d(5, 6, 3, padding=1, stride=2)
+            self.relu = nn.ReLU(inplace=inplace)
+            self.drop = nn.Dropout()
+            self.linear = nn.Linear(6, 4)
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Return the logits from what comes out of `first`."""
+        features = self.relu(self.second(self.relu(features)))
+        return self.linear(self.drop(features).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(self.first(images))
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        return {"first": self.first, "second": self.second}
+
+
+def noise(count: int, side: int = 12) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=stream(1, "noise"))
+
+
+TARGETS = torch.tensor([0, 3, 1, 2, 2])
+
+
+def by_hand(
+    images: Tensor, targets: Tensor, model: Looked | None = None, *, by_place: bool = False
+) -> Tensor:
+    """Return Grad-CAM at `first`, one image at a time; LayerCAM where the weights are those of each place."""
+    model = (Looked(inplace=False) if model is None else model).eval()
+    maps = []
+    for image, target in zip(images, targets.tolist(), strict=True):
+        features = model.first(image[None]).detach().requires_grad_()
+        model.tail(features.clone())[0, target].backward()
+        assert features.grad is not None
+        gradient = features.grad[0]
+        weights = gradient.clamp_min(0) if by_place else gradient.mean(dim=(1, 2), keepdim=True)
+        maps.append((weights * features.detach()[0]).sum(0).clamp_min(0))
+    return torch.stack(maps)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("batch_size", [2, 250])
+def test_it_equals_the_paper_also_where_a_relu_overwrites_the_endpoint(
+    inplace: bool, batch_size: int
+) -> None:
+    images = noise(5)
+    found = gradcam(Looked(inplace=inplace), images, TARGETS, "first", batch_size=batch_size)
+    assert found.endpoint == "first"
+    assert torch.equal(found.targets, TARGETS)
+    assert tuple(found.maps.shape) == (5, 12, 12)
+    expected = by_hand(images, TARGETS)
+    assert (expected > 0).any() and (expected == 0).any()
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-7)
+
+
+OTHERS = torch.tensor([1, 3, 0, 0, 3])
+
+
+@pytest.mark.parametrize("endpoint", ["first", "second"])
+@pytest.mark.parametrize("batch_size", [2, 250])
+def test_a_pair_is_what_two_calls_give(endpoint: str, batch_size: int) -> None:
+    model, images = Looked(inplace=True), noise(5)
+    pair = gradcam_pair(model, images, TARGETS, OTHERS, endpoint, batch_size=batch_size)
+    for found, targets in zip(pair, (TARGETS, OTHERS), strict=True):
+        alone = gradcam(model, images, targets, endpoint)
+        assert found.endpoint == endpoint and torch.equal(found.targets, targets)
+        torch.testing.assert_close(found.maps, alone.maps, rtol=1e-5, atol=1e-8)
+    assert not torch.allclose(pair[0].maps, pair[1].maps)
+
+
+class Counted(TorchDispatchMode):
+    """Notes every convolution, and of every backward pass through one which gradients were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward, self.backward = 0, list[tuple[bool, ...]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.forward += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            self.backward.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("endpoint", "above"), [("layer1", 4), ("layer2", 3), ("layer3", 0)])
+def test_both_classes_cost_one_forward_pass_and_nothing_below_the_endpoint(endpoint: str, above: int) -> None:
+    with seeded(0):
+        model = CustomResNet(4, width=2)
+    with Counted() as counted:
+        gradcam_pair(model, noise(5, 32), TARGETS, OTHERS, endpoint)
+    assert counted.forward == 8
+    # Of input, weight and bias the input alone, and the convolution right above is not run back at all.
+    assert counted.backward == [(True, False, False)] * (2 * max(above - 1, 0))
+
+
+class Behind(Looked):
+    """Has any module between the endpoint and a curve that lets no two places weigh the same."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__(inplace=False)
+        self.behind = behind
+
+    def tail(self, features: Tensor) -> Tensor:
+        return self.linear((3 * self.behind(features)).tanh().mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class Scaled(nn.Conv2d):
+    """Uses another weight than the one it keeps, and names all that it hands on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, weight=self.weight.sin() * 3, bias=self.bias, padding=[2], dilation=2)
+
+
+class Forked(nn.Module):
+    """Two convolutions and a pool of the same features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(5, 6, 3, stride=2), nn.Conv2d(5, 6, 5, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = nn.functional.avg_pool2d(x, 3, 2)
+        return self.left(x) * pooled[:, [0, 1, 2, 3, 4, 0]] + self.right(x)  # type: ignore[no-any-return]
+
+
+BEHIND: dict[str, Callable[[], nn.Module]] = {
+    "padded": lambda: nn.Conv2d(5, 6, 3, padding=1),
+    "strided": lambda: nn.Conv2d(5, 6, 3, stride=2, bias=False),
+    "with rows left over": lambda: nn.Conv2d(5, 6, 4, stride=3, padding=1),
+    "oblong": lambda: nn.Conv2d(5, 6, (3, 5), stride=(2, 3), padding=(0, 4), dilation=(2, 1)),
+    "same": lambda: nn.Conv2d(5, 6, 3, padding="same"),
+    "reflected": lambda: nn.Conv2d(5, 6, 3, padding=1, padding_mode="reflect"),
+    "in groups": lambda: nn.Sequential(nn.Conv2d(5, 5, 3, groups=5), nn.Conv2d(5, 6, 1)),
+    "behind a ReLU in place": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(5, 6, 3)),
+    "before a ReLU in place": lambda: nn.Sequential(nn.Conv2d(5, 6, 3), nn.ReLU(inplace=True)),
+    "of another weight": lambda: Scaled(5, 6, 3),
+    "forked": Forked,
+}
+
+
+@pytest.mark.parametrize("which", BEHIND)
+def test_it_equals_the_paper_whatever_convolution_is_behind_the_endpoint(which: str) -> None:
+    with seeded(3):
+        model = Behind(BEHIND[which]())
+    found, expected = gradcam(model, noise(5), TARGETS, "first"), by_hand(noise(5), TARGETS, model)
+    assert (expected.flatten(1).amax(1) > 0).sum() >= 3
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+@pytest.mark.parametrize("which", BEHIND)
+def test_layercam_weighs_every_place_by_its_own_gradient(which: str) -> None:
+    with seeded(3):
+        model = Behind(BEHIND[which]())
+    expected = by_hand(noise(5), TARGETS, model, by_place=True)
+    assert not torch.allclose(expected, by_hand(noise(5), TARGETS, model))
+    found = gradcam(model, noise(5), TARGETS, "first", method="layercam", batch_size=2)
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+    pair = gradcam_pair(model, noise(5), OTHERS, TARGETS, "first", method="layercam")
+    torch.testing.assert_close(pair[1].maps, found.maps, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="no method 'layer_cam'") as caught:
+        gradcam(Looked(inplace=False), noise(5), TARGETS, "first", method="layer_cam")
+    assert "'layercam'" in caught.value.hint
+
+
+class Against(nn.Module):
+    """Every feature speaks against class 0 and for class 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+        nn.init.constant_(self.features[0].weight, 0.5)  # type: ignore[arg-type]
+        nn.init.constant_(self.features[0].bias, 1.0)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        total = self.features(images).sum(dim=(1, 2, 3))
+        return torch.stack([-total, total], dim=1)
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        return {"features": self.features}
+
+
+def test_where_nothing_speaks_for_a_class_the_map_is_empty() -> None:
+    found = gradcam(Against(), torch.rand(4, 3, 8, 8, generator=stream(0)), torch.tensor([0, 1, 0, 1]))
+    assert found.empty.tolist() == [True, False, True, False]
+    assert (found.maps[[0, 2]] == 0).all()
+    assert (found.maps[[1, 3]] > 0).all()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_it_leaves_the_model_as_it_was(frozen: bool) -> None:
+    model, before = Looked(inplace=True).train(), global_random_states()
+    model.second.eval()
+    model.requires_grad_(not frozen)
+    model.linear.weight.grad = torch.full_like(model.linear.weight, 7.0)
+    kept, images = digest(model.state_dict().values()), noise(5)
+    found = gradcam(model, images, TARGETS, "first")
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+    assert (model.training, model.drop.training, model.second.training) == (True, True, False)
+    assert digest(model.state_dict().values()) == kept
+    assert (model.linear.weight.grad == 7).all()
+    assert [name for name, weight in model.named_parameters() if weight.grad is not None] == ["linear.weight"]
+    assert not images.requires_grad and torch.equal(images, noise(5))
+    assert not found.maps.requires_grad
+    assert not any(module._forward_hooks for module in model.modules())
+    assert global_random_states() == before
+
+
+@pytest.mark.parametrize("place", ["first", "linear"])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_hooks_modes_and_gradients_are_as_before_after_an_error(place: str, enabled: bool) -> None:
+    model = Looked(inplace=False).train()
+    setattr(model, place, nn.Linear(1, 1))  # fails ahead of the endpoint, or behind it
+    with torch.set_grad_enabled(enabled):
+        with pytest.raises(RuntimeError):
+            gradcam_pair(model, noise(5), TARGETS, OTHERS, "second")
+        assert torch.is_grad_enabled() is enabled
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_also_works_where_gradients_are_off(mode: Any) -> None:
+    model = Looked(inplace=False)
+    with mode():
+        found = gradcam(model, noise(5), TARGETS, "first")
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+
+
+class Overwriting(Looked):
+    """An endpoint hands on what it was given, which is overwritten once the endpoint has been passed."""
+
+    def __init__(self) -> None:
+        super().__init__(inplace=False)
+        self.through = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        seen = self.through(features)
+        features.zero_()
+        return self.tail(seen)
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        return {"through": self.through}
+
+
+def test_it_holds_to_what_the_endpoint_gave_where_that_is_overwritten_from_below() -> None:
+    found = gradcam(Overwriting(), noise(5), TARGETS, "through")
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
+
+
+class Checkpointed(Looked):
+    """Runs its tail again in the backward pass, instead of keeping what it needs of it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return checkpoint(self.tail, self.first(images), use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class CheckpointedBehind(Behind, Checkpointed):
+    """The same with a convolution right behind the endpoint."""
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_checkpointed_network_is_in_evaluation_also_when_it_runs_again(behind: bool, frozen: bool) -> None:
+    with seeded(3):
+        model = CheckpointedBehind(nn.Conv2d(5, 6, 3)) if behind else Checkpointed(inplace=False)
+    found = gradcam(model.train().requires_grad_(not frozen), noise(5), TARGETS, "first")
+    assert model.training and model.drop.training
+    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS, model), rtol=1e-4, atol=1e-7)
+
+
+class Aside(Looked):
+    """Has an endpoint whose output nothing depends on, and one that is never run."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.second(self.first(images))
+        return self.tail(images.repeat(1, 2, 1, 1)[:, :5])
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        return {"first": self.first, "never": nn.Identity()}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_endpoint_that_the_logits_do_not_depend_on_is_named(frozen: bool) -> None:
+    model = Aside(inplace=False).requires_grad_(not frozen)
+    with pytest.raises(InputError, match="do not depend on the endpoint 'first'"):
+        gradcam(model, noise(5), TARGETS, "first")
+    with pytest.raises(InputError, match="do not depend on the endpoint 'never'"):
+        gradcam(model, noise(5), TARGETS, "never")
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_target_must_be_one_of_the_classes(wrong: int) -> None:
+    targets = torch.tensor([0, 1, wrong, 2, 3])
+    with pytest.raises(InputError, match="outside 0…3, the 4 classes"):
+        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, targets, "first")
+
+
+def test_the_custom_resnet_is_looked_at_where_its_grid_is_8_wide() -> None:
+    with seeded(0):
+        model = CustomResNet(10, width=2)
+    images = noise(2, 32)
+    assert default_endpoint(model, images[:1]) == "layer2"
+    found = gradcam(model, images, torch.tensor([3, 5]))
+    assert (found.endpoint, tuple(found.maps.shape)) == ("layer2", (2, 8, 8))
+
+
+@pytest.mark.parametrize(("side", "endpoint"), [(14, "second"), (12, "first"), (6, "first")])
+def test_by_default_the_deepest_endpoint_at_least_7_wide_is_looked_at(side: int, endpoint: str) -> None:
+    assert default_endpoint(Looked(inplace=True), noise(1, side)) == endpoint
+
+
+def test_an_unknown_endpoint_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="'frist'") as caught:
+        gradcam(Looked(inplace=False), noise(2), TARGETS[:2], "frist")
+    assert "'first'" in caught.value.hint
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_each_image_needs_one_target(count: int) -> None:
+    with pytest.raises(InputError, match="5 images need 5 targets"):
+        gradcam(Looked(inplace=False), noise(5), torch.zeros(count, dtype=torch.int64), "first")
+    with pytest.raises(InputError, match="5 images need 5 targets"):
+        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, torch.zeros(count, dtype=torch.int64), "first")
+
+
+def test_a_model_without_endpoints_is_told_how_to_name_them() -> None:
+    with pytest.raises(InputError, match="TinyNet names no endpoints"):
+        gradcam(TinyNet(), noise(2), TARGETS[:2])

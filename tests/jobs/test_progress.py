@@ -1,0 +1,25 @@
+"""What is said of the time that is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from firstlight.jobs.progress import Progress, cost_after
+from firstlight.training.history import Epoch
+
+
+def test_cost_counts_the_rest_of_the_epoch_under_way() -> None:
+    costs = (0.25, 0.25, 1.0)
+    assert cost_after(0, costs, 10) == 15
+    assert cost_after(4, costs, 10) == 14
+    assert cost_after(25, costs, 10) == 5
+    assert cost_after(30, costs, 10) == 0
+
+
+def test_dear_epochs_are_expected_to_take_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(10, (0.25, 0.25, 1.0, 1.0))
+    progress.epoch(Epoch(1, 10, 0.1, 1.0, 0.5, 100.0, train_seconds=8.0))
+    progress.epoch(Epoch(3, 30, 0.1, 1.0, 0.5, 100.0, train_seconds=48.0))
+    progress.close()
+    first, third = capsys.readouterr().out.splitlines()
+    assert first.endswith("72 s left") and third.endswith("32 s left")

@@ -1,0 +1,227 @@
+"""The machine, its random streams and its clock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU, global_random_states
+from torch import nn
+
+from firstlight.errors import InputError
+from firstlight.jobs.interruption import interruptible
+from firstlight.machine import machine as machines
+from firstlight.machine.clock import Stopwatch
+from firstlight.machine.machine import choose
+from firstlight.machine.memory import tune_allocator
+from firstlight.machine.processor import hardware_name, usable_cores
+from firstlight.machine.streams import seeded, stream
+
+
+def test_streams_are_told_apart_by_seed_and_purpose() -> None:
+    purposes = [
+        (0,),
+        (1,),
+        (0, "order"),
+        (0, "order", 0),
+        (0, "order", 1),
+        (0, "augment", 1),
+        (0, "augment", "1"),
+    ]
+    drawn = {tuple(torch.rand(4, generator=stream(*purpose)).tolist()) for purpose in purposes}  # type: ignore[arg-type]
+    assert len(drawn) == len(purposes)
+    assert torch.equal(
+        torch.rand(4, generator=stream(0, "order")), torch.rand(4, generator=stream(0, "order"))
+    )
+
+
+def test_streams_stay_what_finished_runs_drew_from() -> None:
+    assert stream(0).initial_seed() == 2583942801
+    assert stream(0, "order", 0).initial_seed() == 3864838707
+    assert stream(7, "augment", 1, 3).initial_seed() == 3193610076
+
+
+def test_seeded_gives_a_stream_and_takes_it_back() -> None:
+    before = global_random_states()
+    with seeded(3, "weights"):
+        first = torch.rand(5)
+    assert global_random_states() == before
+    assert torch.equal(first, torch.rand(5, generator=stream(3, "weights")))
+    with pytest.raises(ZeroDivisionError), seeded(3, "weights"):
+        torch.rand(1)
+        raise ZeroDivisionError
+    assert global_random_states() == before
+
+
+def test_drawing_from_a_stream_touches_no_global_one() -> None:
+    before = global_random_states()
+    torch.rand(5, generator=stream(0, "order"))
+    assert global_random_states() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "says"),
+    [
+        ("gpu", "auto", "unknown device 'gpu'"),
+        ("cpu", "half", "unknown precision 'half'"),
+        ("cpu", "fp16", "needs a GPU"),
+    ],
+)
+def test_impossible_machines_are_refused(device: str, precision: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        choose(device, precision, tune_memory=False)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no cuda device") as caught:
+        choose("cuda", tune_memory=False)
+    assert "--device cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize(("bf16", "fp32", "chosen"), [(0.001, 0.01, "bf16"), (0.01, 0.001, "fp32")])
+def test_a_cpu_takes_the_precision_that_is_faster(
+    bf16: float, fp32: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[torch.dtype] = []
+
+    def convolution(dtype: torch.dtype) -> Callable[[], None]:
+        def takes() -> None:
+            calls.append(dtype)
+            # The first call compiles, and others may be disturbed: neither is to count.
+            disturbed = calls.count(dtype) in (1, 3)
+            time.sleep(0.02 if disturbed else {torch.bfloat16: bf16, torch.float32: fp32}[dtype])
+            assert torch.get_num_threads() == 1
+
+        return takes
+
+    monkeypatch.setattr(machines, "_convolution", convolution)
+    machine = choose("cpu", tune_memory=False)
+    assert machine.precision == chosen and calls[:2] == [torch.bfloat16, torch.float32]
+    assert machine.allocator == "default"
+    assert machine.device.type == "cpu"
+    assert machine.threads == torch.get_num_threads()
+
+
+def test_choosing_a_machine_touches_no_global_stream() -> None:
+    before = global_random_states()
+    assert choose("cpu", tune_memory=False).precision in ("bf16", "fp32")
+    assert global_random_states() == before
+
+
+def test_a_machine_says_what_it_computes_in() -> None:
+    half = replace(CPU, precision="bf16")
+    assert (CPU.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    model, images = nn.Linear(4, 4), torch.ones(2, 4)
+    with CPU.autocast():
+        assert model(images).dtype == torch.float32
+    with half.autocast():
+        assert model(images).dtype == torch.bfloat16
+    assert model.weight.dtype == torch.float32
+
+
+def test_a_placed_model_is_channels_last() -> None:
+    model = CPU.place(nn.Conv2d(3, 4, 3))
+    assert next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_allocator_is_tuned_where_it_can_be() -> None:
+    # In a process of its own: there is no way back.
+    code = "from firstlight.machine.machine import choose; print(choose('cpu', 'fp32').allocator)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    glibc = sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    huge = offered.exists() and "[never]" not in offered.read_text(encoding="ascii")
+    kept = "glibc, blocks kept, huge pages" if huge else "glibc, blocks kept"
+    assert done.stdout.strip() == (kept if glibc else "default")
+
+
+def test_freed_memory_is_kept_and_lies_in_huge_pages() -> None:
+    # In a process of its own, after which nothing of it is left.
+    code = """
+import re, torch
+from firstlight.machine.memory import tune_allocator
+said = tune_allocator()
+def kilobytes(name):
+    return int(re.search(name + r": +([0-9]+)", open("/proc/self/smaps_rollup").read())[1])
+before = kilobytes("Rss")
+blocks = [torch.ones(2**24) for _ in range(4)]  # 64 MB each
+within = kilobytes("Rss")
+del blocks
+print(within - before, kilobytes("Rss") - before, kilobytes("AnonHugePages"), "huge" in said)
+"""
+    if sys.platform != "linux" or not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+        pytest.skip("the allocator is tuned on Linux with glibc alone")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    taken, kept, huge, offered = done.stdout.split()
+    assert int(taken) > 250_000
+    assert int(kept) > 250_000
+    if offered == "True" and int(huge) < 200_000:
+        pytest.skip(f"the system offers huge pages, but gave only {int(huge) // 1000} MB of them")
+
+
+def test_elsewhere_the_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert tune_allocator() == "default"
+
+
+def test_a_stopwatch_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    watch = Stopwatch(CPU)
+    assert watch.seconds == 0
+    watch.start()
+    now += 2
+    assert watch.seconds == 2
+    watch.pause()
+    now += 50
+    assert watch.seconds == 2
+    watch.start()
+    now += 1
+    watch.pause()
+    assert watch.seconds == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interruptible() as asked:
+        assert not asked()
+        signal.raise_signal(number)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with contextlib.ExitStack() as stack:
+            asked = stack.enter_context(interruptible())
+            found.append((asked(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, before)]
+
+
+def test_hardware_has_a_name_and_cores() -> None:
+    assert usable_cores() >= 1
+    assert f"{usable_cores()} cores" in hardware_name(torch.device("cpu"))

@@ -1,0 +1,203 @@
+"""The custom ResNet is the one that the course asks for, layer by layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import global_random_states, random_images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from firstlight.errors import InputError
+from firstlight.machine.streams import seeded
+from firstlight.models.blocks import ConvBlock, Residual, count_parameters, evaluating, layers
+from firstlight.models.custom_resnet import CustomResNet, CustomResNetSpec
+
+
+def narrow(seed: int = 0, **settings: float) -> CustomResNet:
+    """Return a network of width 2 whose batch norms have statistics of their own, in evaluation mode."""
+    with seeded(seed, "narrow"):
+        model = CustomResNet(10, width=2, **settings)  # type: ignore[arg-type]
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def noise(count: int, channels: int = 3) -> Tensor:
+    return random_images(count, channels, 32, 32).float() / 128 - 1
+
+
+@pytest.mark.parametrize(("bias", "parameters"), [(True, 6_573_130), (False, 6_573_120)])
+def test_the_number_of_parameters(bias: bool, parameters: int) -> None:
+    with torch.device("meta"):
+        model = CustomResNet(10, bias=bias)
+    assert count_parameters(model) == parameters
+    assert sum(layer.parameters for layer in layers(model, (3, 32, 32))) == parameters
+
+
+def test_every_layer_and_what_comes_out_of_it() -> None:
+    with torch.device("meta"):
+        model = CustomResNet(10, bias=False)
+
+    def part(
+        name: str, inputs: int, width: int, side: int, pool: bool
+    ) -> list[tuple[str, str, tuple[int, ...]]]:
+        grid, before = (width, side, side), (width, 2 * side, 2 * side)
+        rows = [(f"{name}.conv", "conv 3×3, stride 1, padding 1", before if pool else grid)]
+        rows += [(f"{name}.pool", "max-pool 2", grid)] if pool else []
+        return [*rows, (f"{name}.norm", "batch norm", grid), (f"{name}.relu", "ReLU", grid)]
+
+    def residual(name: str, width: int, side: int) -> list[tuple[str, str, tuple[int, ...]]]:
+        rows = [*part(f"{name}.block.0", width, width, side, False)]
+        rows += part(f"{name}.block.1", width, width, side, False)
+        return [*rows, (name, "add the block's input, once", (width, side, side))]
+
+    expected = [
+        *part("prep", 3, 64, 32, False),
+        *part("layer1.0", 64, 128, 16, True),
+        *residual("layer1.1", 128, 16),
+        *part("layer2", 128, 256, 8, True),
+        *part("layer3.0", 256, 512, 4, True),
+        *residual("layer3.1", 512, 4),
+        ("pool", "max-pool 4", (512, 1, 1)),
+        ("linear", "linear, no bias", (10,)),
+    ]
+    found = layers(model, (3, 32, 32))
+    assert [(layer.name, layer.operation, layer.output) for layer in found] == expected
+
+
+def test_the_number_of_multiplications() -> None:
+    with torch.device("meta"):
+        model = CustomResNet(10)
+    outputs = {layer.name: layer.output for layer in layers(model, (3, 32, 32))}
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            total += module.weight.numel() * outputs[name][1] * outputs[name][2]
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+    assert total == pytest.approx(379e6, rel=0.01)
+
+
+def test_forward_equals_the_assignment_written_out() -> None:
+    model = narrow(logit_scale=0.125)
+    weights = model.state_dict()
+
+    def unit(x: Tensor, name: str, pool: bool = False) -> Tensor:
+        x = F.conv2d(x, weights[f"{name}.conv.weight"], padding=1)
+        x = F.max_pool2d(x, 2) if pool else x
+        norm = {part: weights[f"{name}.norm.{part}"] for part in ("running_mean", "running_var")}
+        x = F.batch_norm(x, **norm, weight=weights[f"{name}.norm.weight"], bias=weights[f"{name}.norm.bias"])
+        return x.relu()
+
+    x = unit(noise(3), "prep")
+    x = unit(x, "layer1.0", pool=True)
+    x = x + unit(unit(x, "layer1.1.block.0"), "layer1.1.block.1")
+    x = unit(x, "layer2", pool=True)
+    x = unit(x, "layer3.0", pool=True)
+    x = x + unit(unit(x, "layer3.1.block.0"), "layer3.1.block.1")
+    x = x.amax(dim=(2, 3)) @ weights["linear.weight"].T + weights["linear.bias"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(noise(3)), x / 8, rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_adds_its_input_once() -> None:
+    images = noise(2)
+    block = nn.Conv2d(3, 3, 1)
+    assert torch.equal(Residual(block)(images), images + block(images))
+
+
+def test_the_pool_stands_before_the_norm() -> None:
+    assert list(dict(ConvBlock(3, 4, pool=True).named_children())) == ["conv", "pool", "norm", "relu"]
+    assert list(dict(ConvBlock(3, 4).named_children())) == ["conv", "norm", "relu"]
+
+
+def test_probabilities_are_the_softmax_of_the_logits() -> None:
+    model = narrow()
+    with torch.no_grad():
+        found, logits = model.predict_proba(noise(4)), model(noise(4))
+    torch.testing.assert_close(found, logits.exp() / logits.exp().sum(1, keepdim=True))
+    torch.testing.assert_close(found.sum(1), torch.ones(4))
+    # The loss applies the softmax: were it in the network already, logits could not be negative.
+    assert logits.min() < 0
+
+
+def test_names_and_first_weights_stay_what_finished_runs_kept() -> None:
+    with seeded(0, "weights"):
+        model = CustomResNet(10, width=2)
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    places = ["prep", "layer1.0", "layer1.1.block.0", "layer1.1.block.1", "layer2"]
+    places += ["layer3.0", "layer3.1.block.0", "layer3.1.block.1"]
+    names = [
+        name for place in places for name in [f"{place}.conv.weight", *(f"{place}.norm.{n}" for n in norm)]
+    ]
+    assert list(model.state_dict()) == [*names, "linear.weight", "linear.bias"]
+    first = [0.04019155353307724, 0.03496657311916351, 0.16487166285514832]
+    assert model.state_dict()["prep.conv.weight"][0, 0, 0].tolist() == pytest.approx(first, rel=1e-6)
+    last = [0.0559924840927124, 0.10103240609169006]
+    assert model.linear.bias[:2].tolist() == pytest.approx(last, rel=1e-6)
+
+
+def test_endpoints_have_grids_of_32_16_8_and_4() -> None:
+    model = narrow()
+    grids = {}
+    for name, module in model.endpoints().items():
+        module.register_forward_hook(lambda _, __, out, name=name: grids.update({name: tuple(out.shape)}))
+    model(noise(1))
+    assert grids == {
+        "prep": (1, 2, 32, 32),
+        "layer1": (1, 4, 16, 16),
+        "layer2": (1, 8, 8, 8),
+        "layer3": (1, 16, 4, 4),
+    }
+
+
+def test_width_classes_and_channels_can_be_chosen() -> None:
+    model = CustomResNetSpec(width=3, bias=False, logit_scale=0.5)(7, channels=1)
+    assert model.linear.bias is None
+    assert model.logit_scale == 0.5
+    assert tuple(model.linear.weight.shape) == (7, 24)
+    assert tuple(model(noise(2, channels=1)).shape) == (2, 7)
+
+
+def test_the_logit_scale_is_a_factor() -> None:
+    torch.testing.assert_close(narrow(logit_scale=0.5)(noise(2)), narrow()(noise(2)) / 2)
+
+
+@pytest.mark.parametrize("settings", [{"num_classes": 1}, {"width": 0}, {"channels": 0}])
+def test_impossible_networks_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        CustomResNet(**settings)  # type: ignore[arg-type]
+
+
+def test_listing_layers_changes_nothing() -> None:
+    model, before = narrow().train(), global_random_states()
+    model.layer2.eval()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    layers(model, (3, 32, 32))
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert global_random_states() == before
+
+
+def test_each_module_gets_its_own_mode_back() -> None:
+    model = narrow().train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise ZeroDivisionError
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_only_trainable_parameters_are_counted() -> None:
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    assert count_parameters(model) == 6

@@ -1,0 +1,85 @@
+"""A run folder with everything a page can show, made without training, its names as hostile as can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from firstlight.data.images import ImageSet
+from firstlight.insight.evaluation import Evaluation
+from firstlight.machine.streams import seeded
+from firstlight.recipes import named
+from firstlight.record import record
+from firstlight.record.run_folder import RunFolder
+from firstlight.training.history import Epoch, History
+from firstlight.training.lr_finder import LRFinding
+
+EVIL = "<img src=x onerror=alert(1)>"
+SUMMARY = {
+    "test_accuracy": 0.9314,
+    "test_accuracy_tta": 0.9402,
+    "test_interval_95": [0.9263, 0.9362],
+    "epochs": 3,
+    "parameters": 6573120,
+    "train_seconds": 3420.0,
+    "wall_seconds": 4000.0,
+    "peak_lr": 0.4,
+    "min_lr": 0.0018,
+    "date": "2026-01-01",
+}
+ENVIRONMENT = {
+    "hardware": "Some CPU, 2 cores",
+    "precision": "bf16",
+    "threads": 2,
+    "firstlight": "0.1.0",
+    "torch": "2.9.0",
+    "command": f"firstlight train shapes.demo --set 'x={EVIL}'",
+}
+COUNT = 400
+
+
+def make_run(place: Path, *, count: int = COUNT, seed: int = 0) -> Evaluation:
+    """Fill a folder and return what its network is said to have answered."""
+    chosen = named("shapes.demo").replace(width=2, epochs=3, peak_epoch=1)
+    real = chosen.data.classes
+    classes = (EVIL, '"quoted" & </script><script>alert(2)</script>', *real[2:])
+    draw = torch.Generator().manual_seed(seed)
+    images = ImageSet(
+        images=torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw),
+        labels=torch.arange(count) % len(classes),
+        classes=classes,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        names=[f"photos/{EVIL}/\"{index}'.png" for index in range(count)],
+    )
+    scores = torch.randn(count, len(classes), generator=draw)
+    scores[torch.arange(count), images.labels] += 1.5
+    plain, mirrored = (
+        Evaluation(classes, images.labels, scores.softmax(1), images.names, tta) for tta in (False, True)
+    )
+    samples = {"images": images.images[:3], "labels": images.labels[:3]}
+    for number, part in enumerate(chosen.augment):
+        samples[f"draws_{number}"] = part.sample(3, 32, 32, draw)
+    data = {
+        "classes": list(classes),
+        "shape": [3, 32, 32],
+        "mean": images.mean,
+        "std": images.std,
+        "test_images": count,
+    }
+    finding = LRFinding(
+        (0.1, 0.2, 0.4), (2.0, 1.0, 2.5), (2.0, 1.1, 2.4), 0.2, 0.1, "so", f"so {EVIL}", 165.0
+    )
+    folder = RunFolder(place)
+    record.write_start(folder, chosen, finding, {**ENVIRONMENT, "data": data}, samples)
+    epochs = [
+        Epoch(n, 5 * n, 0.1 / n, 2.0 / n, 0.3 * n, 100.0, 3.0 * n, None, None, 2.1 / n, 0.28 * n)
+        for n in (1, 2, 3)
+    ]
+    record.write_history(folder, History(tuple(epochs)))
+    record.write_evaluation(folder, plain, mirrored, images)
+    record.write_summary(folder, dict(SUMMARY))
+    with seeded(seed, "weights"):
+        folder.write_tensors(record.MODEL, chosen.model(len(classes), 3).state_dict())
+    return plain

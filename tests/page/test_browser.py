@@ -1,0 +1,245 @@
+"""The page in a browser: what a click shows, what the keyboard does, and that nothing leaves the file."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_folder import EVIL, make_run
+
+from firstlight.insight.evaluation import Evaluation
+from firstlight.run import Run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium here: on Debian, apt-get install chromium", allow_module_level=True)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
+    place = tmp_path_factory.mktemp("run")
+    evaluation = make_run(place)
+    return Run.open(place).report().path, evaluation
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        # Chromium refuses its own sandbox to root, who runs tests in a container.
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Watched:
+    """A tab, and whatever it said or asked for."""
+
+    def __init__(self, tab: Any) -> None:
+        self.tab = tab
+        self.heard: list[str] = []
+        tab.on("console", lambda message: self.heard.append(f"console: {message.text}"))
+        tab.on("pageerror", lambda error: self.heard.append(f"error: {error}"))
+        tab.on("dialog", lambda dialog: (self.heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on(
+            "request",
+            lambda request: (
+                self.heard.append(f"request: {request.url[:60]}")
+                if not request.url.startswith(("file:", "data:"))
+                else None
+            ),
+        )
+
+
+@pytest.fixture
+def page(browser: Any, written: tuple[Path, Evaluation]) -> Iterator[Any]:
+    """Open the page; in the end nothing may have been said, asked for or gone wrong."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    watched = Watched(context.new_page())
+    watched.tab.goto(written[0].as_uri())
+    watched.tab.wait_for_selector("html.ready")
+    watched.tab.wait_for_selector("#gallery li")
+    yield watched.tab
+    context.close()
+    assert watched.heard == []
+
+
+def shown(tab: Any) -> list[int]:
+    """Return the places in the test set of the images that the gallery shows, in their order."""
+    while tab.locator("#more").is_visible():
+        tab.locator("#more").click()
+    return [
+        int(card)
+        for card in tab.locator("#gallery button").evaluate_all("all => all.map(one => one.dataset.index)")
+    ]
+
+
+def test_a_cell_shows_exactly_its_images(page: Any, written: tuple[Path, Evaluation]) -> None:
+    evaluation = written[1]
+    table = evaluation.confusion.clone().fill_diagonal_(0)
+    count = len(evaluation.classes)
+    cells = [divmod(int(place), count) for place in table.flatten().argsort(descending=True)[:5]]
+    for truth, said in cells:
+        cell = page.locator(f'#matrix button[data-truth="{truth}"][data-said="{said}"]')
+        assert cell.inner_text() == str(int(table[truth, said]))
+        cell.click()
+        expected = [
+            i
+            for i in evaluation.mistakes.tolist()
+            if (evaluation.labels[i], evaluation.predictions[i]) == (truth, said)
+        ]
+        assert shown(page) == expected
+        assert cell.get_attribute("aria-pressed") == "true"
+        assert page.locator("#found").inner_text().startswith(f"{len(expected)} mistakes")
+
+
+def test_a_cell_of_the_diagonal_shows_right_answers(page: Any, written: tuple[Path, Evaluation]) -> None:
+    evaluation = written[1]
+    page.locator('#matrix button[data-truth="3"][data-said="3"]').click()
+    right = ((evaluation.labels == 3) & (evaluation.predictions == 3)).nonzero().flatten().tolist()
+    assert sorted(shown(page)) == right[:30]
+
+
+def test_sorting(page: Any, written: tuple[Path, Evaluation]) -> None:
+    evaluation = written[1]
+    wrong = evaluation.mistakes.tolist()
+    assert shown(page) == wrong
+    sure = evaluation.probabilities.amax(1)
+    for order, key in (("sure", lambda i: -sure[i]), ("unsure", lambda i: sure[i]), ("index", lambda i: i)):
+        page.locator("[name=sort]").select_option(order)
+        keys = [key(i) for i in shown(page)]
+        assert sorted(shown(page)) == sorted(wrong)
+        assert all(float(one) <= float(other) + 2e-4 for one, other in itertools.pairwise(keys))
+
+
+def test_filters_and_search(page: Any, written: tuple[Path, Evaluation]) -> None:
+    evaluation = written[1]
+    wrong = evaluation.mistakes.tolist()
+    page.locator("[name=truth]").select_option("0")
+    assert shown(page) == [i for i in wrong if evaluation.labels[i] == 0]
+    page.locator("[name=said]").select_option("2")
+    assert shown(page) == [i for i in wrong if (evaluation.labels[i], evaluation.predictions[i]) == (0, 2)]
+    page.locator("button[type=reset]").click()
+    assert shown(page) == wrong
+    wanted = wrong[7]
+    page.locator("[name=text]").fill(f"\"{wanted}'")
+    assert shown(page) == [wanted]
+    page.locator("[name=text]").fill(evaluation.classes[4].upper())
+    assert shown(page) == [i for i in wrong if 4 in (evaluation.labels[i], evaluation.predictions[i])]
+    page.locator("[name=text]").fill("no such name")
+    assert shown(page) == [] and page.locator("#found").inner_text().startswith("No mistakes")
+
+
+def test_enlarging_by_mouse_and_by_keyboard(page: Any, written: tuple[Path, Evaluation]) -> None:
+    evaluation = written[1]
+    wrong = evaluation.mistakes.tolist()
+    dialog = page.locator("#large")
+    page.locator("#gallery button").nth(2).click()
+    assert dialog.is_visible()
+    facts = page.locator("#large-facts").inner_text()
+    said, truth = (
+        evaluation.classes[int(which[wrong[2]])] for which in (evaluation.predictions, evaluation.labels)
+    )
+    assert f"#{wrong[2]} " in facts and f"Predicted: {said}" in facts and f"true: {truth}" in facts
+    page.locator("#close").click()
+    assert not dialog.is_visible()
+
+    page.locator("#gallery button").nth(0).focus()
+    page.keyboard.press("Enter")
+    assert dialog.is_visible() and page.locator("#previous").is_disabled()
+    page.keyboard.press("ArrowRight")
+    assert f"#{wrong[1]} " in page.locator("#large-facts").inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert f"#{wrong[0]} " in page.locator("#large-facts").inner_text()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    # The dialog says that it is closed a moment after it is, and the focus follows.
+    page.wait_for_function("index => document.activeElement.dataset.index === index", arg=str(wrong[1]))
+
+
+def picture(tab: Any, view: str) -> str:
+    return str(tab.evaluate("id => document.querySelector(`#${id} canvas`).toDataURL()", view))
+
+
+def test_the_slider_and_the_grid_change_the_heat_alone(page: Any) -> None:
+    page.locator("#gallery button").first.click()
+    before = {view: picture(page, view) for view in ("view-image", "view-said")}
+    assert before["view-said"] != before["view-image"]
+    page.locator("#opacity").fill("30")
+    fainter = picture(page, "view-said")
+    assert fainter not in before.values()
+    page.locator("#smooth").uncheck()
+    assert picture(page, "view-said") not in (fainter, *before.values())
+    page.locator("#opacity").fill("0")
+    assert picture(page, "view-said") == before["view-image"] == picture(page, "view-image")
+
+
+def test_hostile_names_are_words(page: Any, written: tuple[Path, Evaluation]) -> None:
+    assert page.locator('img[src="x"]').count() == 0
+    assert page.locator("script").count() == 2
+    page.locator("#gallery button").first.click()
+    assert page.locator("#large-title").inner_text().startswith(f'photos/{EVIL}/"')
+    assert EVIL in page.locator("#matrix").inner_text()
+    assert page.locator("#command").inner_text().endswith(f"'x={EVIL}'")
+
+
+def test_values_are_read_off_by_pointer_and_by_keyboard(page: Any) -> None:
+    chart = page.locator("#accuracy svg")
+    chart.scroll_into_view_if_needed()
+    reading = page.locator("#accuracy .reading")
+    assert "90.00%" in reading.inner_text() and "epoch" not in reading.inner_text()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.09, box["y"] + box["height"] / 2)
+    assert "epoch 1" in reading.inner_text() and "30.00%" in reading.inner_text()
+    page.mouse.move(0, 0)
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    assert "epoch 2" in reading.inner_text() and "60.00%" in reading.inner_text()
+
+
+def test_the_table_of_classes_sorts(page: Any, written: tuple[Path, Evaluation]) -> None:
+    scores = written[1].per_class
+    rows = "#classes tbody tr th"
+    page.locator("#classes th button", has_text="recall").click()
+    rising = page.locator(rows).all_inner_texts()
+    recalls = {score.name: round(score.recall, 6) for score in scores}
+    assert [recalls[name] for name in rising] == sorted(recalls.values())
+    page.locator("#classes th button", has_text="recall").click()
+    assert [recalls[name] for name in page.locator(rows).all_inner_texts()] == sorted(
+        recalls.values(), reverse=True
+    )
+    assert page.locator("#classes th[aria-sort=descending]").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everyone_can_use_it(browser: Any, written: tuple[Path, Evaluation], scheme: str, width: int) -> None:
+    axe_playwright = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
+    # The policy of the page would keep axe out as well; it is switched off in this test alone.
+    context = browser.new_context(
+        bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800}
+    )
+    tab = context.new_page()
+    tab.goto(written[0].as_uri())
+    tab.wait_for_selector("#gallery li")
+    assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    for opened in (False, True):
+        if opened:
+            tab.locator("#gallery button").first.click()
+        found = axe_playwright.Axe().run(tab).response["violations"]
+        serious = [
+            (each["id"], each["nodes"][0]["html"])
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+    context.close()

@@ -1,0 +1,133 @@
+"""Two run folders compared, in a notebook and in a shell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import image_set
+
+import firstlight
+from firstlight.cli import main
+from firstlight.data.images import ImageSet
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import Evaluation
+from firstlight.recipes import named
+from firstlight.record import record
+from firstlight.record.run_folder import RunFolder
+
+IMAGES = image_set(40)
+
+
+def run_folder(path: Path, wrong: dict[int, int], images: ImageSet = IMAGES, digest: str = "d" * 64) -> Path:
+    """A run folder whose network calls these images these classes, and has all others right."""
+    predictions = images.labels.clone()
+    for index, predicted in wrong.items():
+        predictions[index] = predicted
+    evaluation = Evaluation(images.classes, images.labels, torch.eye(4)[predictions], images.names)
+    folder = RunFolder.create("", path)
+    data = {
+        "classes": list(images.classes),
+        "shape": list(images.shape),
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "test_sha256": digest,
+    }
+    record.write_start(folder, named("shapes.demo"), None, {"data": data}, {"images": images.images[:1]})
+    record.write_evaluation(folder, evaluation, evaluation, images)
+    return path
+
+
+def renamed(prefix: str) -> ImageSet:
+    return dataclasses.replace(IMAGES, names=[f"{prefix}/{name}" for name in IMAGES.names])
+
+
+def in_shell(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def test_names_come_from_the_table_of_the_run_that_has_the_image_wrong(tmp_path: Path) -> None:
+    first = run_folder(tmp_path / "first", {3: 0, 10: 1, 20: 2}, renamed("one"))
+    second = run_folder(tmp_path / "second", {10: 3, 21: 2}, renamed("two"))
+    found = firstlight.compare(first, firstlight.open_run(second))
+    assert (found.fixed.tolist(), found.broken.tolist(), found.still_wrong.tolist()) == ([3, 20], [21], [10])
+    assert [(change.name, change.true, change.before, change.after) for change in found.changes()] == [
+        ("one/image 3", 3, 0, 3),
+        ("one/image 20", 0, 2, 0),
+        ("two/image 21", 1, 1, 2),
+    ]
+
+
+def test_the_shell_prints_the_sentences_and_the_changed_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_folder(tmp_path / "first", {3: 0, 10: 1})
+    second = run_folder(tmp_path / "second", {10: 1, 21: 2})
+    code, said, _ = in_shell(capsys, "compare", first, second)
+    assert code == 0
+    *sentences, heading, row_fixed, row_broken = said.splitlines()
+    assert sentences == str(firstlight.compare(first, second)).splitlines()
+    assert sentences[0].startswith("no difference beyond noise")
+    assert heading.startswith("The changed images, each with its label")
+    assert [row.split(maxsplit=2) for row in (row_fixed, row_broken)] == [
+        ["fixed", "3", "image 3  class 3: class 0, then class 3"],
+        ["broken", "21", "image 21  class 1: class 1, then class 2"],
+    ]
+
+
+def test_a_better_run_is_called_better_and_a_long_list_is_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_folder(tmp_path / "first", {index: (index + 1) % 4 for index in range(30)})
+    second = run_folder(tmp_path / "second", {})
+    _, said, _ = in_shell(capsys, "compare", first, second, "--count", 5)
+    lines = said.splitlines()
+    assert lines[0].startswith("the second is better: 25.00% and 100.00% of 40 images are right")
+    assert [line.split()[1] for line in lines[-6:-1]] == list("01234")
+    assert lines[-1] == "and 25 more (--count 30 lists them all)"
+
+
+def test_runs_on_other_data_or_classes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = run_folder(tmp_path / "one", {})
+    other_data = run_folder(tmp_path / "data", {}, digest="e" * 64)
+    other_classes = run_folder(
+        tmp_path / "classes", {}, dataclasses.replace(IMAGES, classes=("w", "x", "y", "z"))
+    )
+    with pytest.raises(InputError, match="judged on different test images"):
+        firstlight.compare(one, other_data)
+    with pytest.raises(InputError, match="different classes"):
+        firstlight.compare(one, other_classes)
+    code, said, error = in_shell(capsys, "compare", one, other_data)
+    assert (code, said) == (2, "") and "different test images" in error and "same data" in error
+    code, _, error = in_shell(capsys, "compare", one, tmp_path / "nowhere")
+    assert code == 2 and "there is no run folder" in error
+
+
+def test_a_run_without_predictions_or_table_is_met_with_words_or_places(tmp_path: Path) -> None:
+    one, other = run_folder(tmp_path / "one", {5: 0}), run_folder(tmp_path / "other", {6: 0})
+    (one / record.MISTAKES).unlink()
+    (other / record.MISTAKES).write_text("index,name\n6,six\nmany,x\n-6,y\n99,far\n")
+    assert [change.name for change in firstlight.compare(one, other).changes()] == ["#5", "six"]
+    (one / record.PREDICTIONS).unlink()
+    with pytest.raises(InputError, match="keeps no predictions"):
+        firstlight.compare(one, other)
+
+
+def test_without_any_hash_the_labels_decide(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", {})
+    other = run_folder(tmp_path / "other", {}, dataclasses.replace(IMAGES, labels=IMAGES.labels.flip(0)))
+    for path in (one, other):
+        values = json.loads((path / record.ENVIRONMENT).read_text())
+        del values["data"]["test_sha256"]
+        (path / record.ENVIRONMENT).write_text(json.dumps(values))
+    assert firstlight.compare(one, one).difference == 0
+    with pytest.raises(InputError, match="different labels at 40 of 40 images"):
+        firstlight.compare(one, other)

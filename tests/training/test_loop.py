@@ -1,0 +1,417 @@
+"""The training loop: a step is the formula, an epoch's numbers are right, and it can be left and taken up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from tiny import CPU, TinyNet, digest, global_random_states, image_set
+from torch import Tensor, nn
+
+from firstlight.data.augment import Crop, FlipLR
+from firstlight.data.batches import Batches
+from firstlight.errors import Diverged, InputError, RunFailed
+from firstlight.training.loop import Tick, TrainState, fit, train_step
+from firstlight.training.objective import Objective, uphill
+from firstlight.training.optimizers import SGD, OptimizerSpec
+from firstlight.training.schedule import OneCycle
+from firstlight.training.state import capture, restore
+
+FOREVER = 1e9
+SCHEDULE = OneCycle(0.1, 0.01, 12, 4)
+
+
+def batches(batch_size: int = 6) -> Batches:
+    return Batches(image_set(24), batch_size, (Crop(8, pad=2), FlipLR()), seed=0, machine=CPU)
+
+
+def fresh(seed: int = 0, spec: OptimizerSpec = SGD(), average_decay: float = 0.0) -> TrainState:
+    return TrainState.create(TinyNet(seed=seed), spec, CPU, average_decay=average_decay)
+
+
+def training(state: TrainState, *, tick_seconds: float = FOREVER, epochs: int = 3) -> Iterator[Tick]:
+    return fit(state, batches(), SCHEDULE, epochs=epochs, machine=CPU, tick_seconds=tick_seconds)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    log_shares = logits - logits.exp().sum(1, keepdim=True).log()
+    wanted = torch.full_like(log_shares, smoothing / logits.shape[1])
+    wanted[torch.arange(len(labels)), labels] += 1 - smoothing
+    return -(wanted * log_shares).sum(1).mean()
+
+
+def minimised(
+    model: nn.Module, images: Tensor, labels: Tensor, objective: Objective
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss and the gradients of what a step minimises."""
+    loss, weights = cross_entropy(model(images), labels, objective.label_smoothing), list(model.parameters())
+    total = loss + objective.l1 * torch.stack([weight.abs().sum() for weight in weights]).sum()
+    return loss, list(torch.autograd.grad(total, weights))
+
+
+@pytest.mark.parametrize(
+    ("spec", "objective"),
+    [
+        (SGD(momentum=0.0, weight_decay=0.0, nesterov=False), Objective()),
+        (SGD(momentum=0.9, weight_decay=0.0, nesterov=False), Objective()),
+        (SGD(momentum=0.9, weight_decay=0.0, nesterov=True), Objective()),
+        (SGD(momentum=0.9, weight_decay=0.05, nesterov=True), Objective()),
+        (SGD(), Objective(label_smoothing=0.2)),
+        (SGD(), Objective(l1=0.01)),
+        (SGD(), Objective(clip_norm=0.05)),
+        (SGD(), Objective(clip_norm=1e6)),
+        (SGD(), Objective(label_smoothing=0.1, l1=0.003, clip_norm=0.1)),
+        (SGD(), Objective(sharpness=0.5)),
+        (SGD(), Objective(label_smoothing=0.1, l1=0.003, clip_norm=0.1, sharpness=0.5)),
+    ],
+)
+def test_a_step_equals_sgd_written_out(spec: SGD, objective: Objective) -> None:
+    state, by_hand = fresh(spec=spec), TinyNet()
+    state.model.train()
+    weights = list(by_hand.parameters())
+    velocity: list[Tensor] = []
+    for step, (images, labels) in enumerate(batches().epoch(0)):
+        lr = 0.1 / (step + 1)
+        found = train_step(state, images, labels, lr, objective, CPU)
+
+        kept = {name: value.clone() for name, value in by_hand.state_dict().items()}
+        if objective.sharpness:
+            part = -(-len(images) // 4)
+            _, ascent = minimised(by_hand, images[:part], labels[:part], objective)
+            by_hand.load_state_dict(kept)  # what batch norm remembered of a part is forgotten
+            moved = [(weight, way) for weight, way in zip(weights, ascent, strict=True) if weight.ndim > 1]
+            steepness = math.sqrt(sum(float(way.square().sum()) for _, way in moved))
+            with torch.no_grad():
+                for weight, way in moved:
+                    weight.add_(way, alpha=objective.sharpness / steepness)
+        loss, gradients = minimised(by_hand, images, labels, objective)
+        with torch.no_grad():
+            for name, parameter in by_hand.named_parameters():
+                parameter.copy_(kept[name])
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        if objective.clip_norm and norm > objective.clip_norm:
+            gradients = [gradient * objective.clip_norm / norm for gradient in gradients]
+        decay = [spec.weight_decay * weight.detach() for weight in weights]
+        gradients = [gradient + more for gradient, more in zip(gradients, decay, strict=True)]
+        speeds = velocity or [torch.zeros_like(gradient) for gradient in gradients]
+        velocity = [
+            spec.momentum * speed + gradient for speed, gradient in zip(speeds, gradients, strict=True)
+        ]
+        with torch.no_grad():
+            for weight, gradient, speed in zip(weights, gradients, velocity, strict=True):
+                weight.sub_(lr * (gradient + spec.momentum * speed if spec.nesterov else speed))
+
+        # L1 is left out of the loss that is told.
+        torch.testing.assert_close(found, loss.detach(), rtol=1e-5, atol=1e-6)
+        for weight, expected in zip(
+            state.model.state_dict().values(), by_hand.state_dict().values(), strict=True
+        ):
+            if weight.is_floating_point():  # the count of batches is nothing but a count
+                torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+    assert state.step == 4
+
+
+@pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan")])
+def test_nothing_moves_where_no_way_is_uphill(scale: float) -> None:
+    model = TinyNet().train()
+    images, labels = next(batches().epoch(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with uphill(model, lambda: scale * cross_entropy(model(images), labels, 0.0), 0.5):
+        for name, value in model.named_parameters():
+            assert torch.equal(value, before[name])
+    assert torch.equal(model.norm.running_mean, before["norm.running_mean"])
+    assert model.norm.momentum == 0.1
+
+
+def test_weights_are_back_where_they_were_after_an_error_uphill() -> None:
+    model = TinyNet()
+    images, labels = next(batches().epoch(0))
+    before = [value.clone() for value in model.parameters()]
+    with pytest.raises(KeyError), uphill(model, lambda: cross_entropy(model(images), labels, 0.0), 0.5):
+        assert not torch.equal(model.conv.weight, before[0])
+        raise KeyError
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_step_counts_losses_right_answers_and_images() -> None:
+    state, expected = fresh(), torch.zeros(3)
+    state.model.train()
+    for images, labels in batches().epoch(0):
+        logits = TinyNet.forward(state.model, images).detach()  # type: ignore[arg-type]
+        right = int((logits.argmax(1) == labels).sum())
+        loss = train_step(state, images, labels, 0.1, Objective(), CPU)
+        expected += torch.tensor([float(loss) * 6, right, 6])
+    torch.testing.assert_close(state.sums, expected)
+    assert int(state.first_bad_step) == -1
+
+
+@dataclass
+class Spy:
+    """Wraps a schedule and a source, and writes down what they are asked."""
+
+    steps: list[int] = field(default_factory=list)
+    epochs: list[tuple[int, int]] = field(default_factory=list)
+    batch_size: int = 6
+    count: int = 4
+    given: int = 4
+    change: Callable[[int, Tensor], Tensor] = lambda step, images: images
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epochs.append((epoch, first))
+        for number, (images, labels) in enumerate(batches().epoch(epoch, first), first):
+            if number >= self.given:
+                return
+            yield self.change(epoch * self.count + number, images), labels
+
+    def rate(self, step: int) -> float:
+        self.steps.append(step)
+        return SCHEDULE(step)
+
+
+def test_the_planned_rates_are_run_in_order() -> None:
+    spy, state = Spy(), fresh()
+    seen = []
+
+    def rate(step: int) -> float:
+        seen.append(state.optimizer.param_groups[0]["lr"])
+        return spy.rate(step)
+
+    ticks = list(fit(state, spy, rate, epochs=3, machine=CPU, tick_seconds=FOREVER))
+    assert spy.steps == list(range(12))
+    # Before each step the optimizer still has the rate of the one before.
+    assert seen[1:] == [SCHEDULE(step) for step in range(11)]
+    assert spy.epochs == [(0, 0), (1, 0), (2, 0)]
+    assert [(tick.step, tick.steps, tick.lr) for tick in ticks] == [
+        (4, 12, SCHEDULE(3)),
+        (8, 12, SCHEDULE(7)),
+        (12, 12, SCHEDULE(11)),
+    ]
+
+
+def test_every_epoch_ends_with_its_own_numbers() -> None:
+    ticks = list(training(fresh()))
+    by_hand = fresh()
+    for number, tick in enumerate(ticks):
+        by_hand.model.train()
+        by_hand.sums.zero_()
+        for images, labels in batches().epoch(number):
+            train_step(by_hand, images, labels, SCHEDULE(by_hand.step), Objective(), CPU)
+        loss, right, images_seen = by_hand.sums.tolist()
+        assert images_seen == 24
+        epoch = tick.epoch
+        assert epoch is not None
+        assert (epoch.epoch, epoch.step, epoch.lr) == (number + 1, 4 * number + 4, SCHEDULE(4 * number + 3))
+        assert epoch.train_loss == pytest.approx(loss / 24, rel=1e-6)
+        assert epoch.train_accuracy == right / 24
+        assert (epoch.validation_loss, epoch.test_loss) == (None, None)
+    assert [tick.epoch is not None for tick in ticks] == [True] * 3
+
+
+def test_training_learns() -> None:
+    losses = [tick.epoch.train_loss for tick in training(fresh()) if tick.epoch]
+    assert losses[-1] < losses[0]
+
+
+def test_ticks_within_an_epoch_change_nothing() -> None:
+    quiet, chatty = fresh(), fresh()
+    epochs = [tick.epoch for tick in training(quiet)]
+    ticks = list(training(chatty, tick_seconds=0.0))
+    assert [tick.step for tick in ticks] == list(range(1, 13))
+    assert [tick.epoch is not None for tick in ticks] == [False, False, False, True] * 3
+    assert digest(chatty.model.state_dict().values()) == digest(quiet.model.state_dict().values())
+    said = [tick.epoch for tick in ticks if tick.epoch]
+    assert [e.train_loss for e in said] == [e.train_loss for e in epochs if e]
+
+
+def test_a_consumer_may_evaluate_between_ticks() -> None:
+    quiet, looked = fresh(), fresh()
+    list(training(quiet))
+    for _ in training(looked, tick_seconds=0.0):
+        looked.model.eval()
+    assert digest(looked.model.state_dict().values()) == digest(quiet.model.state_dict().values())
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 8, 11])
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
+def test_a_run_goes_on_from_any_step_to_the_same_bits(stop: int, average_decay: float) -> None:
+    whole = fresh(average_decay=average_decay)
+    epochs = [tick.epoch for tick in training(whole)]
+
+    first = fresh(average_decay=average_decay)
+    ticks = training(first, tick_seconds=0.0)
+    seen = [next(ticks) for _ in range(stop)]
+    ticks.close()  # type: ignore[attr-defined]
+    taken = capture(first)
+
+    second = fresh(seed=1, average_decay=average_decay)
+    restore(second, taken)
+    seen += list(training(second, tick_seconds=0.0))
+    expected, found = capture(whole), capture(second)
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(value, expected.tensors[name]) for name, value in found.tensors.items())
+    assert [tick.step for tick in seen] == list(range(1, 13))
+    said = [tick.epoch for tick in seen if tick.epoch]
+    assert [(e.epoch, e.train_loss, e.train_accuracy) for e in said] == [
+        (e.epoch, e.train_loss, e.train_accuracy) for e in epochs if e
+    ]
+
+
+def test_leaving_early_leaves_a_whole_state() -> None:
+    state = fresh()
+    ticks = training(state, tick_seconds=0.0)
+    for tick in ticks:
+        if tick.step == 6:
+            break
+    ticks.close()  # type: ignore[attr-defined]
+    assert state.step == 6
+    list(training(state))
+    assert state.step == 12
+    assert list(training(state)) == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_rate(step: int, bad: float) -> None:
+    # Step 7 is bad as well, but not the first.
+    spy = Spy(change=lambda number, images: images * bad if number in (step, 7) else images)
+    state = fresh()
+    with pytest.raises(Diverged, match=f"step {step}, learning rate {SCHEDULE(step):.4g}") as caught:
+        list(fit(state, spy, SCHEDULE, epochs=3, machine=CPU, tick_seconds=FOREVER))
+    assert (caught.value.step, caught.value.lr) == (step, SCHEDULE(step))
+    assert isinstance(caught.value, RunFailed)
+    assert "peak_lr" in caught.value.hint
+    # It is noticed at the next tick, here the epoch's end.
+    assert state.step == 4 * (step // 4 + 1)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99])
+def test_the_average_equals_the_plain_recurrence(decay: float) -> None:
+    state = fresh(average_decay=decay)
+    expected: dict[str, Tensor] = {}
+    for _ in training(state, tick_seconds=0.0):
+        weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+        if not expected:
+            expected = weights
+        for name, value in weights.items():
+            if value.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+    averaged = state.trained.state_dict()
+    assert averaged.keys() == expected.keys()
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+    assert state.trained is not state.model
+    assert not torch.equal(averaged["conv.weight"], state.model.state_dict()["conv.weight"])
+
+
+def test_without_an_average_the_model_itself_is_kept() -> None:
+    state = fresh()
+    assert state.average is None
+    assert state.trained is state.model
+
+
+class Clock:
+    """A clock that goes only when told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+
+def test_the_clock_stands_still_while_the_consumer_has_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    def second_passes(step: int, images: Tensor) -> Tensor:
+        clock.now += 1
+        return images
+
+    spy, state, found = Spy(change=second_passes), fresh(), []
+    for tick in fit(state, spy, SCHEDULE, epochs=2, machine=CPU, tick_seconds=3.0):
+        clock.now += 100
+        found.append(
+            (tick.step, state.seconds, tick.images_per_second, tick.epoch and tick.epoch.train_seconds)
+        )
+    assert found == [(3, 3, 6, None), (4, 4, 6, 4), (7, 7, 6, None), (8, 8, 6, 8)]
+
+
+def test_the_clock_goes_on_from_where_a_run_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    def second_passes(step: int, images: Tensor) -> Tensor:
+        clock.now += 1
+        return images
+
+    spy, state = Spy(change=second_passes), fresh()
+    ticks = fit(state, spy, SCHEDULE, epochs=2, machine=CPU, tick_seconds=0.0)
+    for _ in range(6):
+        next(ticks)
+    ticks.close()  # type: ignore[attr-defined]
+    clock.now += 1000
+    [tick] = fit(state, spy, SCHEDULE, epochs=2, machine=CPU, tick_seconds=FOREVER)
+    assert spy.epochs == [(0, 0), (1, 0), (1, 2)]
+    assert (tick.epoch and tick.epoch.train_seconds, tick.images_per_second) == (8, 6)
+
+
+WAITS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+
+def waits(count: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how often a tensor's value is asked for in an epoch of `count` steps."""
+    asked = 0
+    state, source = fresh(), batches(24 // count)
+    with monkeypatch.context() as patch:
+        for name in WAITS:
+            original = getattr(Tensor, name)
+
+            def counted(
+                self: Tensor, *args: object, _original: Callable[..., object] = original, **more: object
+            ) -> object:
+                nonlocal asked
+                asked += 1
+                return _original(self, *args, **more)
+
+            patch.setattr(Tensor, name, counted)
+        objective = Objective(label_smoothing=0.1, l1=1e-4, clip_norm=1.0)
+        ticks = fit(state, source, SCHEDULE, epochs=1, machine=CPU, objective=objective, tick_seconds=FOREVER)
+        assert len(list(ticks)) == 1
+    assert state.step == count
+    return asked
+
+
+def test_within_an_epoch_the_host_waits_for_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = waits(2, monkeypatch), waits(12, monkeypatch)
+    assert few == many <= 4
+
+
+def test_training_touches_no_global_stream() -> None:
+    before = global_random_states()
+    list(training(fresh(average_decay=0.9)))
+    assert global_random_states() == before
+
+
+def test_a_source_that_gives_fewer_batches_than_it_promised_is_refused() -> None:
+    with pytest.raises(InputError, match="epoch 1 gave 3 batches where 4"):
+        list(fit(fresh(), Spy(given=3), SCHEDULE, epochs=3, machine=CPU))
+
+
+def test_a_lower_precision_keeps_weights_in_fp32() -> None:
+    half = replace(CPU, precision="bf16")
+    state = TrainState.create(TinyNet(), SGD(), half)
+    source = Batches(image_set(24), 6, seed=0, machine=half)
+    [tick] = fit(state, source, SCHEDULE, epochs=1, machine=half, tick_seconds=FOREVER)
+    assert {weight.dtype for weight in state.model.parameters()} == {torch.float32}
+    assert state.sums.dtype == torch.float32
+    assert tick.epoch is not None and math.isfinite(tick.epoch.train_loss)
+    assert state.scaler is None
+
+
+def test_a_state_lays_its_weights_out_channels_last() -> None:
+    state = TrainState.create(nn.Conv2d(3, 4, 3), SGD(), CPU)
+    assert next(state.model.parameters()).is_contiguous(memory_format=torch.channels_last)
