@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "train": "firstlight.jobs.train",
-    "find_lr": "firstlight.jobs.train",
+    "find_lr": "firstlight.jobs.find_lr",
     "evaluate": "firstlight.run",
     "predict": "firstlight.run",
     "report": "firstlight.run",

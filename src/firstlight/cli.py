@@ -62,15 +62,15 @@ _on_machine = _options(
 )
 _on_recipe = _options(
     _on_data,
-    click.option("--epochs", metavar="N", help="Train so long; the schedule shrinks in proportion."),
-    click.option("--seed", metavar="S", help="Seed of weights, order and augmentation."),
+    click.option("--epochs", type=int, metavar="N", help="Epochs; the schedule shrinks in proportion."),
+    click.option("--seed", type=int, metavar="S", help="Seed of weights, order and augmentation."),
     _on_machine,
     click.option(
         "--set",
         "settings",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Change a setting: peak_lr, min_lr, peak_epoch, batch_size, weight_decay, … May be repeated.",
+        help="Change a setting, such as peak_lr=0.4; repeatable. `firstlight recipes NAME` lists the keys.",
     ),
 )
 _on_out = click.option(
@@ -79,54 +79,65 @@ _on_out = click.option(
 _the_run = click.argument("run", type=click.Path(path_type=Path))
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, str]:
-    settings = {}
+def _recipe(name: str, epochs: int | None, seed: int | None, pairs: Sequence[str]) -> Any:
+    from firstlight.recipes import resolve
+
+    text = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise InputError(f"--set takes KEY=VALUE, not {pair!r}", "For example: --set peak_lr=0.4")
-        settings[key.strip()] = value.strip()
-    return settings
+        text[key.strip()] = value.strip()
+    return resolve(name, epochs=epochs, seed=seed, text=text)
 
 
 @firstlight.command()
 @click.argument("recipe")
 @_on_recipe
-@click.option("--seeds", metavar="N", help="Train N seeds, from --seed on, and say how they scatter.")
+@click.option("--seeds", type=int, metavar="N", help="Train N seeds, from --seed on; print mean and spread.")
 @_on_out
 @click.option(
     "--determinism",
     default="draws",
     show_default=True,
     metavar="LEVEL",
-    help="draws or bits; see docs/resume.md.",
+    help="draws: same order and augmentation everywhere; bits: same arithmetic too.",
 )
-@click.option("--resume", is_flag=True, help="Go on with an unfinished run; start anew where there is none.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with an unfinished run; start a new one if there is none."
+)
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(min=0),
     default=5.0,
     show_default=True,
     metavar="N",
-    help="Keep a checkpoint so often within an epoch; at its end there is always one.",
+    help="Checkpoint interval within an epoch; there is always one at its end.",
 )
-def train(recipe: str, settings: Sequence[str], resume: bool, **options: Any) -> None:
-    """Do the whole job: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
+def train(
+    recipe: str,
+    epochs: int | None,
+    seed: int | None,
+    settings: Sequence[str],
+    resume: bool,
+    **options: Any,
+) -> None:
+    """Train a recipe: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
     from firstlight.jobs.train import train
 
-    asked: dict[str, Any] = {**options, **_settings(settings)}
-    train(recipe, resume="auto" if resume else False, **asked)
+    train(_recipe(recipe, epochs, seed, settings), resume="auto" if resume else False, **options)
 
 
 @firstlight.command("find-lr")
 @click.argument("recipe")
 @_on_recipe
-def find_lr(recipe: str, settings: Sequence[str], **options: Any) -> None:
+def find_lr(
+    recipe: str, epochs: int | None, seed: int | None, settings: Sequence[str], **options: Any
+) -> None:
     """Find the learning rates alone; train nothing, write nothing."""
-    from firstlight.jobs.train import find_lr
+    from firstlight.jobs.find_lr import find_lr
 
-    asked: dict[str, Any] = {**options, **_settings(settings)}
-    finding = find_lr(recipe, **asked)
+    finding = find_lr(_recipe(recipe, epochs, seed, settings), **options)
     click.echo(str(finding))
     click.echo(f"{finding.method}, {len(finding.rates)} steps, {finding.seconds:.0f} s")
 
@@ -210,38 +221,37 @@ def compare(before: Path, after: Path, count: int) -> None:
 )
 @_on_machine
 def suspects(run: Path, **options: Any) -> None:
-    """Find training images with a doubtful label: train the recipe again on parts, judge the rest."""
+    """Find label errors in the training set: train the recipe again on parts, judge the rest."""
     from firstlight.jobs.suspects import suspects
-    from firstlight.record import record
+    from firstlight.record.suspects import SUSPECTS_TABLE
     from firstlight.run import open_run
 
     opened = open_run(run)
-    found, classes = suspects(opened, **options), opened.data.classes
-    if found.count:
-        click.echo(f"about {found.count:,} of {len(found.labels):,} labels look wrong; the most doubtful:")
+    errors, classes = suspects(opened, **options), opened.data.classes
+    if errors.count:
+        click.echo(f"about {errors.count:,} of {len(errors.labels):,} labels look wrong; the most doubtful:")
     else:
-        click.echo(f"none of {len(found.labels):,} labels looks wrong for certain")
-    shown = list(zip(found.indices.tolist(), found.names, found.suggested.tolist(), strict=True))
-    for index, name, suggested in shown[: min(found.count, 20)]:
-        label = classes[int(found.labels[index])]
+        click.echo(f"none of {len(errors.labels):,} labels looks wrong for certain")
+    rows = list(zip(errors.indices.tolist(), errors.names, errors.suggested.tolist(), strict=True))
+    for index, name, suggested in rows[: min(errors.count, 20)]:
+        label = classes[int(errors.labels[index])]
         click.echo(f"{index:>6}  {name}  labelled {label}, looks like {classes[suggested]}")
-    click.echo(f"the list   {opened.folder.path / record.SUSPECTS_TABLE}")
+    click.echo(f"the list   {opened.path / SUSPECTS_TABLE}")
 
 
 @firstlight.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the recipes, or show one as a checklist."""
-    from firstlight.recipes import named, table
+    """List the recipes, or show one: its network, and every setting with its key."""
+    from firstlight.recipes import description, named, table
 
+    purposes = table()
     if name is None:
-        width = max(map(len, table()))
-        for each, purpose in table().items():
-            click.echo(f"{each:{width}}  {purpose}")
-        return
-    from firstlight.recipes.assignment import recipe_lines
-
-    for line in recipe_lines(named(name), table()[name]):
+        width = max(map(len, purposes))
+        lines = [f"{each:{width}}  {purpose}" for each, purpose in purposes.items()]
+    else:
+        lines = description(named(name), purposes[name])
+    for line in lines:
         click.echo(line)
 
 

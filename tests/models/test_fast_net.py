@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from firstlight.errors import InputError
 from firstlight.machine.streams import seeded, stream
-from firstlight.models.blocks import ConvBlock, count_parameters, layers
+from firstlight.models.blocks import ConvBlock
+from firstlight.models.network import count_parameters, layers
 from firstlight.models.fast_net import FastNet, FastNetSpec
 from firstlight.models.whitening import Whitening
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from firstlight.errors import InputError
 from firstlight.machine.streams import seeded
-from firstlight.models.blocks import ConvBlock, Residual, count_parameters, evaluating, layers
+from firstlight.models.blocks import ConvBlock, Residual
+from firstlight.models.network import count_parameters, evaluating, layers
 from firstlight.models.custom_resnet import CustomResNet, CustomResNetSpec
 
 

@@ -1,1 +1,11 @@
-"""What comes in: images and their labels, and how they are varied and batched."""
+"""What comes in: images and their labels, and how they are varied and batched.
+
+A new source is added to `SOURCES`, a new augmentation to `AUGMENTATIONS`.
+"""
+
+from firstlight.data.augment import Crop, Cutout, FlipLR
+from firstlight.data.cifar10 import Cifar10
+from firstlight.data.shapes import Shapes
+
+SOURCES = (Cifar10, Shapes)
+AUGMENTATIONS = (Crop, FlipLR, Cutout)

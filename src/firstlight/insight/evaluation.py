@@ -17,7 +17,7 @@ from firstlight.errors import InputError
 from firstlight.insight.calibration import Calibration, calibration
 from firstlight.insight.intervals import wilson_interval
 from firstlight.machine.machine import Machine
-from firstlight.models.blocks import evaluating
+from firstlight.models.network import evaluating
 
 
 @dataclass(frozen=True)
@@ -135,47 +135,56 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+@dataclass(frozen=True)
+class Views:
+    """The views of an image that test-time augmentation averages over; by default the image alone.
+
+    mirror: whether its mirror image is one.
+    shift: half of the weight goes to the same views moved by so many pixels towards the top left and the
+        bottom right, edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5); 0 moves none.
+    """
+
+    mirror: bool = False
+    shift: int = 0
+
+    def __len__(self) -> int:
+        return (2 if self.mirror else 1) * (3 if self.shift else 1)
+
+    def __call__(self, images: Tensor) -> list[tuple[Tensor, float]]:
+        """Return the views of N×C×H×W images with their weights, which add up to 1."""
+        placed = [(images, 1.0)]
+        if self.shift:
+            height, width = images.shape[2:]
+            padded = F.pad(images, (self.shift,) * 4, mode="reflect")
+            padded = padded.contiguous(memory_format=torch.channels_last)
+            starts = (0, 2 * self.shift)
+            corners = (padded[:, :, start : start + height, start : start + width] for start in starts)
+            placed = [(images, 0.5), *((corner, 0.25) for corner in corners)]
+        if not self.mirror:
+            return placed
+        return [(view, weight / 2) for image, weight in placed for view in (image, image.flip(3))]
+
+
 def evaluate(
     model: nn.Module,
     images: ImageSet,
     machine: Machine,
     *,
-    tta: bool = False,
-    shift: int = 0,
+    views: Views = Views(),
     batch_size: int = 500,
 ) -> Evaluation:
     """Classify every image of a set; the model's mode and statistics are left as they were.
 
-    tta: test-time augmentation, the mean of the probabilities of the image and its mirror image.
-    shift: with `tta`, half of the weight goes to the same two views moved by so many pixels towards the
-        top left and the bottom right, edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5).
-    Raises InputError where the set is empty.
+    views: whose probabilities are averaged. Raises InputError where the set is empty.
     """
     if not len(images):
         raise InputError("there is no image to evaluate", "Give at least one.")
     rows = []
     with inference(model), machine.autocast():
         for batch in in_order(images, batch_size, machine):
-            views = _views(batch, shift) if tta else [(batch, 1.0)]
-            parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views]
+            parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views(batch)]
             rows.append(torch.stack(parts).sum(0).cpu())
-    return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, tta)
-
-
-def tta_views(shift: int) -> int:
-    """Return how many views of each image test-time augmentation looks at; see `evaluate`."""
-    return 6 if shift else 2
-
-
-def _views(images: Tensor, shift: int) -> list[tuple[Tensor, float]]:
-    """Return the views of test-time augmentation with their weights, which add up to 1."""
-    placed = [(images, 1.0)]
-    if shift:
-        height, width = images.shape[2:]
-        padded = F.pad(images, (shift,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last)
-        corners = (padded[:, :, first : first + height, first : first + width] for first in (0, 2 * shift))
-        placed = [(images, 0.5), *((corner, 0.25) for corner in corners)]
-    return [(view, weight / 2) for image, weight in placed for view in (image, image.flip(3))]
+    return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, len(views) > 1)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
 from firstlight.insight.mean_gradient import Cut
-from firstlight.models.blocks import evaluating
+from firstlight.models.network import evaluating
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 

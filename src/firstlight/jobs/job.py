@@ -6,35 +6,36 @@ import copy
 import dataclasses
 import platform
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import firstlight
+from firstlight import __version__
 from firstlight.data.augment import normalise
 from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.insight.evaluation import tta_views
 from firstlight.jobs.progress import cost_after
 from firstlight.machine.clock import Stopwatch, duration
 from firstlight.machine.machine import Machine, choose, operations_on
 from firstlight.machine.streams import seeded, stream
-from firstlight.models.blocks import count_parameters, evaluating
-from firstlight.models.fast_net import FastNet
+from firstlight.models.network import count_parameters, evaluating, prepare
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
-from firstlight.training.loop import TrainState, train_step
-from firstlight.training.lr_finder import LRFinding, range_test
-from firstlight.training.objective import Objective
-from firstlight.training.schedule import OneCycle
+from firstlight.recipes.settings import words
+from firstlight.training.loop import Best, TrainState, train_step
+from firstlight.training.lr_finder import LRFinding
+from firstlight.training.schedule import Schedule
 
 _SAMPLES = 8
-"""How many training images are kept to show their augmentations."""
-_SEEN_FIRST = 1000
-"""How many training images, at most, a network may see before it is trained."""
+"""Training images that are kept to show their augmentations."""
+_PREPARED_WITH = 1000
+"""Training images, at most, that a network sees before it is trained."""
+MOST_SCORED = 12
+"""Points of the test curve, so that it costs a few percent of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +49,23 @@ class Job:
     test: ImageSet
     batches: Batches
     model: nn.Module
-    objective: Objective
 
     @classmethod
     def prepare(
         cls,
         recipe: Recipe,
-        data_dir: Path | None,
+        data_dir: Path | None = None,
         device: str = "auto",
         precision: str = "auto",
         determinism: str = "draws",
     ) -> Job:
         """Load the data and build the network; nothing is written yet."""
         machine = choose(device, precision, determinism=determinism)
-        return cls.on(*recipe.data.load(data_dir), recipe, machine)
+        return cls.with_images(*recipe.data.load(data_dir), recipe, machine)
 
     @classmethod
-    def on(cls, train: ImageSet, test: ImageSet, recipe: Recipe, machine: Machine) -> Job:
-        """Make a recipe ready on these images, whatever data it names; validation comes out of `train`."""
+    def with_images(cls, train: ImageSet, test: ImageSet, recipe: Recipe, machine: Machine) -> Job:
+        """Make a recipe ready with these images, whatever data it names; validation comes out of `train`."""
         validation = None
         if recipe.validation:
             train, validation = train.split(recipe.validation, stream(recipe.seed, "validation"))
@@ -76,41 +76,36 @@ class Job:
             model = recipe.model(len(train.classes), train.shape[0])
         for side in set(recipe.sides):
             _require_fit(model, train.shape[0], side)
-        if isinstance(model, FastNet):
-            sample = train.images[:: -(-len(train) // _SEEN_FIRST)]
-            model.prepare(normalise(sample, train.mean, train.std))
+        sample = train.images[:: -(-len(train) // _PREPARED_WITH)]
+        prepare(model, normalise(sample, train.mean, train.std))
         machine.place(model)
-        objective = Objective(recipe.label_smoothing, recipe.l1, recipe.clip_norm, recipe.sharpness)
-        return cls(recipe, machine, train, validation, test, batches, model, objective)
+        return cls(recipe, machine, train, validation, test, batches, model)
 
     def find_rates(self) -> LRFinding:
-        """Run the learning-rate range test on a copy of the network."""
-        return range_test(
-            self.model, self.batches, self.recipe.optimizer, self.machine, objective=self.objective
+        """Run the recipe's finder on copies of the network."""
+        recipe = self.recipe
+        return recipe.finder(
+            self.model, self.batches, recipe.optimizer, self.machine, objective=recipe.objective
         )
 
-    def schedule(self, finding: LRFinding | None) -> OneCycle:
-        """Return the schedule, with rates found where the recipe leaves them open."""
-        recipe = self.recipe
-        peak = recipe.peak_lr if recipe.peak_lr is not None or finding is None else finding.peak_lr
-        low = recipe.min_lr if recipe.min_lr is not None or finding is None else finding.min_lr
-        if peak is None or low is None:
-            raise InputError("the recipe leaves a rate open and no finding was given")
-        return OneCycle.over_epochs(
-            peak,
-            min(low, peak),  # a found LRMIN yields to a lower peak that was set
-            epochs=recipe.epochs,
-            peak_epoch=recipe.peak_epoch,
-            steps_per_epoch=len(self.batches),
-            shape=recipe.schedule,
-        )
+    def rates(self, finding: LRFinding | None = None) -> Schedule:
+        """Return the recipe's schedule, with what it leaves open filled from a finding."""
+        schedule = self.recipe.schedule
+        return schedule if finding is None else schedule.with_rates(finding.peak_lr, finding.min_lr)
+
+    def schedule(self, finding: LRFinding | None = None) -> Callable[[int], float]:
+        """Return the function from the step to the rate; raises InputError where a rate is open."""
+        return self.rates(finding).steps(self.recipe.epochs, len(self.batches))
 
     def state(self) -> TrainState:
         """Return the state of a training of the network, at step 0."""
         recipe = self.recipe
-        return TrainState.create(
+        state = TrainState.create(
             self.model, recipe.optimizer, self.machine, average_decay=recipe.average_decay
         )
+        if recipe.best_on_validation:
+            state.best = Best()
+        return state
 
     def step_seconds(self, batches: Batches | None = None) -> float:
         """Time a training step of the last epoch on a copy of the network, warm-up apart."""
@@ -120,7 +115,7 @@ class Job:
         for _, (images, labels) in zip(range(3), (batches or self.batches).epoch(last), strict=False):
             watch = Stopwatch(self.machine)
             watch.start()
-            train_step(state, images, labels, 0.0, self.objective, self.machine)
+            train_step(state, images, labels, 0.0, self.recipe.objective, self.machine)
             watch.pause()
             seconds.append(watch.seconds)
         return min(seconds)
@@ -142,17 +137,17 @@ class Job:
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """What a step of each epoch costs, in steps of the last: as much as its images are larger."""
+        """The cost of a step in each epoch, in steps of the last: as much as its images are larger."""
         epochs = self.recipe.epochs
         sides = (*self.recipe.sides, *[self.train.shape[1]] * epochs)[:epochs]
         return tuple((side / sides[-1]) ** 2 for side in sides)
 
     def estimate(self, step_seconds: float, done: int = 0) -> dict[str, float]:
         """Return the seconds that each part of the run will take here, about, after `done` steps."""
-        recipe = self.recipe
-        open_rates = recipe.peak_lr is None or recipe.min_lr is None
+        recipe, schedule = self.recipe, self.recipe.schedule
+        open_rates = schedule.peak_lr is None or schedule.min_lr is None
         # A forward pass is a third of a step.
-        tests = len(scored_epochs(recipe.epochs)) + tta_views(recipe.tta_shift)
+        tests = len(scored_epochs(recipe.epochs)) + len(recipe.views)
         passes = tests * len(self.test) + recipe.epochs * recipe.validation
         return {
             "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
@@ -175,21 +170,20 @@ class Job:
     def samples(self) -> dict[str, Tensor]:
         """Return the first training images of epoch 1 with the draws that augment them there."""
         plan = plan_epoch(self.train, self.recipe.augment, self.recipe.seed, 0).rows(0, _SAMPLES)
-        draws = {f"draws_{place}": drawn for place, drawn in enumerate(plan.draws)}
+        draws = {f"draws_{index}": rows for index, rows in enumerate(plan.draws)}
         return {"images": self.train.images[plan.order], "labels": self.train.labels[plan.order], **draws}
 
     def command(self) -> str:
         """Return the shell command that repeats the run on such a machine."""
-        words = ["firstlight", "train", self.recipe.name]
-        if self.recipe.name in RECIPES:
-            words += self.recipe.settings_from(named(self.recipe.name))
-        return shlex.join([*words, "--precision", self.machine.precision])
+        name = self.recipe.name
+        changes = words(self.recipe, named(name)) if name in RECIPES else []
+        return shlex.join(["firstlight", "train", name, *changes, "--precision", self.machine.precision])
 
     def environment(self) -> dict[str, Any]:
         """Return versions, hardware and data, as a run keeps them."""
         machine, train = self.machine, self.train
         return {
-            "firstlight": firstlight.__version__,
+            "firstlight": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "platform": platform.platform(),
@@ -228,26 +222,7 @@ def _require_fit(model: nn.Module, channels: int, side: int) -> None:
         ) from None
 
 
-MOST_SCORED = 12
-"""Points of the test curve, so that it costs a few percent of a run."""
-
-
 def scored_epochs(epochs: int) -> range:
     """Return the epochs, evenly spaced and with the last among them, whose weights the test set scores."""
     apart = -(-epochs // MOST_SCORED)
     return range((epochs - 1) % apart + 1, epochs + 1, apart)
-
-
-def resolve(
-    recipe: str | Recipe, *, epochs: int | str | None = None, seed: int | str | None = None, **settings: Any
-) -> Recipe:
-    """Return a recipe by name or value, changed as asked.
-
-    epochs: shrinks or stretches the schedule in proportion; settings are those of `Recipe.replace`.
-    """
-    chosen = named(recipe) if isinstance(recipe, str) else recipe
-    if epochs is not None:
-        chosen = chosen.over(epochs)
-    if seed is not None:
-        settings["seed"] = seed
-    return chosen.replace(**settings)

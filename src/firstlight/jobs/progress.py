@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Self
 
 from tqdm import tqdm
 
 from firstlight.machine.clock import duration
+from firstlight.record.summary import Summary
 from firstlight.training.history import Epoch
 from firstlight.training.loop import Tick
 
@@ -24,10 +26,19 @@ class Progress:
     Where there is neither, in a log, only the lines are written.
 
     steps: in an epoch. costs: of a step of each epoch, in any unit. done: steps taken before.
+    lines: whether an epoch leaves one.
     """
 
-    def __init__(self, steps: int, costs: Sequence[float], *, done: int = 0, quiet: bool = False) -> None:
-        self._steps, self._costs, self._done, self._quiet = steps, costs, done, quiet
+    def __init__(
+        self,
+        steps: int,
+        costs: Sequence[float],
+        *,
+        done: int = 0,
+        quiet: bool = False,
+        lines: bool = True,
+    ) -> None:
+        self._steps, self._costs, self._done, self._lines = steps, costs, done, lines and not quiet
         self._epochs = len(costs)
         in_notebook = "ipykernel" in sys.modules  # its output is no terminal, but can redraw a line
         self._bar: tqdm[None] = tqdm(
@@ -49,11 +60,10 @@ class Progress:
                 refresh=False,
             )
             self._bar.update(tick.step - self._bar.n)
+        if tick.epoch is not None and self._lines:
+            self._write_epoch(tick.epoch)
 
-    def epoch(self, epoch: Epoch) -> None:
-        """Leave one line for a finished epoch."""
-        if self._quiet:
-            return
+    def _write_epoch(self, epoch: Epoch) -> None:
         line = (
             f"epoch {epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}"
             f"  loss {epoch.train_loss:.3f}  accuracy {epoch.train_accuracy:6.2%}"
@@ -70,18 +80,31 @@ class Progress:
         before, now = (cost_after(done, self._costs, self._steps) for done in (first, step))
         return seconds * now / (before - now)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
 
-def result_lines(summary: dict[str, Any], images: int) -> list[str]:
-    """Say what came out, for a terminal."""
-    low, high = summary["test_interval_95"]
-    size, spent = summary["checkpoint_bytes"] / 1e6, summary["checkpoint_seconds"]
+def result_lines(summary: Summary, images: int, views: int) -> list[str]:
+    """Say what came out, for a terminal. images: in the test set. views: of test-time augmentation."""
+    low, high = summary.test_interval_95 or (math.nan, math.nan)
+    size, seconds = (summary.checkpoint_bytes or 0) / 1e6, summary.checkpoint_seconds or 0.0
+    averaged = f"; {summary.test_accuracy_tta:.2%} with TTA" if views > 1 else ""
     return [
-        f"test accuracy {summary['test_accuracy']:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
-        f"{images:,} images); {summary['test_accuracy_tta']:.2%} with TTA",
-        f"training took {duration(summary['train_seconds'])}, everything together "
-        f"{duration(summary['wall_seconds'])}",
-        f"checkpoints of {size:.1f} MB took {spent:.1f} s",
+        f"test accuracy {summary.test_accuracy:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
+        f"{images:,} images){averaged}",
+        f"training took {duration(summary.train_seconds or 0)}, everything together "
+        f"{duration(summary.wall_seconds or 0)}",
+        f"checkpoints of {size:.1f} MB took {seconds:.1f} s",
     ]
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a log."""
+    print(line, flush=True)
+
+
+def silent(line: str) -> None:
+    """Print nothing."""

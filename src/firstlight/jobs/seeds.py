@@ -1,23 +1,24 @@
-"""Several seeds of one recipe: each a whole run, and what their mean and scatter say of the recipe."""
+"""Several seeds of one recipe: each a whole run, and what their mean and spread say of the recipe."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from firstlight.errors import InputError, RunFailed
 from firstlight.insight.intervals import Spread
+from firstlight.jobs.failures import failures_explained
 from firstlight.jobs.job import Job
-from firstlight.jobs.resume import failures_explained, is_finished
+from firstlight.jobs.resume import begun_record, pinned
 from firstlight.machine.clock import duration
 from firstlight.recipe import Recipe
-from firstlight.record import record
-from firstlight.record.run_folder import ROOT, RunFolder
+from firstlight.record.recipe_file import recipe_from_json
+from firstlight.record.run_folder import RunFolder
 from firstlight.run import Run
 
 SEEDS = "seeds.json"
@@ -44,159 +45,197 @@ class Seeds:
     interval_tta: tuple[float, float]
     train_seconds: float
 
+    @classmethod
+    def of(cls, path: Path, runs: tuple[Run, ...]) -> Self:
+        """Take mean and spread of finished runs; raises InputError where one lacks a number."""
+        numbers = {
+            key: Spread(tuple(_number(run, key) for run in runs))
+            for key in ("test_accuracy", "test_accuracy_tta", "train_seconds")
+        }
+        plain, averaged = numbers["test_accuracy"], numbers["test_accuracy_tta"]
+        return cls(
+            path=path,
+            runs=runs,
+            accuracies=plain.values,
+            mean=plain.mean,
+            sd=plain.sd,
+            interval=_interval(plain, runs[0], tta=False),
+            accuracies_tta=averaged.values,
+            mean_tta=averaged.mean,
+            sd_tta=averaged.sd,
+            interval_tta=_interval(averaged, runs[0], tta=True),
+            train_seconds=numbers["train_seconds"].mean,
+        )
+
     def __str__(self) -> str:
-        """Say accuracy with its scatter, without and with TTA, and the mean time of training."""
+        """Say accuracy with its spread, without and with TTA, and the mean time of training."""
         one = len(self.runs) == 1
         named = "1 seed" if one else f"{len(self.runs)} seeds"
         what = "over test images, since one seed says nothing of others" if one else "of the mean, over seeds"
 
-        def said(mean: float, sd: float | None, interval: tuple[float, float]) -> str:
+        def spread(sd: float | None, interval: tuple[float, float]) -> str:
             scatter = "" if sd is None else f"sd {sd:.2%}, "
             return f"{scatter}95 % interval {interval[0]:.2%} to {interval[1]:.2%} {what}"
 
         return (
-            f"{named}: test accuracy {self.mean:.2%} without TTA "
-            f"({said(self.mean, self.sd, self.interval)})\n"
-            f"{self.mean_tta:.2%} with TTA ({said(self.mean_tta, self.sd_tta, self.interval_tta)})\n"
+            f"{named}: test accuracy {self.mean:.2%} without TTA ({spread(self.sd, self.interval)})\n"
+            f"{self.mean_tta:.2%} with TTA ({spread(self.sd_tta, self.interval_tta)})\n"
             f"training took {duration(self.train_seconds)}{'' if one else ' on average'}"
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers that stand beside those of each run."""
+        over = "images" if len(self.runs) == 1 else "seeds"
+        numbers = {
+            key: {"mean": mean, "sd": sd, "interval_95": list(interval), "interval_over": over}
+            for key, mean, sd, interval in (
+                ("test_accuracy", self.mean, self.sd, self.interval),
+                ("test_accuracy_tta", self.mean_tta, self.sd_tta, self.interval_tta),
+            )
+        }
+        return {**numbers, "train_seconds": self.train_seconds}
+
+
+def _number(run: Run, key: str) -> float:
+    value: float | None = getattr(run.summary, key)
+    if value is None:
+        raise InputError(f"{run.path} has no {key}", "Go on with it: the same command with --resume.")
+    return value
+
+
+def _interval(spread: Spread, run: Run, *, tta: bool) -> tuple[float, float]:
+    """Return the interval of the mean, within what a fraction can be; of a single run that over images."""
+    if spread.interval is not None:
+        low, high = spread.interval
+        return max(0.0, low), min(1.0, high)
+    evaluation = run.evaluation_tta if tta else run.evaluation
+    if evaluation is None:
+        raise InputError(f"{run.path} holds no predictions")
+    return evaluation.interval
+
+
+class SeedsRecord:
+    """The folder of several seeds: which were asked for, and each run in a folder of its own."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.path = folder, folder.path
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        record = cls(RunFolder(path))
+        if not record.is_begun:
+            raise InputError(f"{path} holds no {SEEDS}", "Choose another --out, or leave --seeds out.")
+        return record
+
+    @property
+    def is_begun(self) -> bool:
+        return self.folder.has(SEEDS)
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.environment.get("finished"))
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return self.folder.read_json(SEEDS)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        values = self.environment.get("recipe")
+        if not isinstance(values, dict):
+            raise InputError(f"{self.path / SEEDS} names no recipe")
+        return recipe_from_json(values)
+
+    def check_seeds(self, seeds: range) -> None:
+        """Raise InputError where it was begun with seeds that are not among these."""
+        before = self.environment.get("seeds")
+        if not isinstance(before, list):
+            raise InputError(f"{self.path / SEEDS} names no seeds")
+        if not set(before) <= set(seeds):
+            raise InputError(
+                f"{self.path} was begun with {len(before)} seeds, not {len(seeds)}",
+                "Give as many or more, or another --out.",
+            )
+
+    def run_path(self, seed: int) -> Path:
+        return self.path / f"seed-{seed}"
+
+    def finished(self, seeds: range) -> dict[int, Run]:
+        """Return the runs that came to their end."""
+        runs = {seed: Run(RunFolder(self.run_path(seed))) for seed in seeds}
+        return {seed: run for seed, run in runs.items() if run.is_finished}
+
+    def write(self, header: Mapping[str, Any], done: Mapping[int, Run], result: Seeds | None = None) -> None:
+        """Write what is known so far; with `result` it is all."""
+        keys = ("test_accuracy", "test_accuracy_tta", "train_seconds", "wall_seconds")
+        rows = [
+            {"seed": seed, "folder": f"seed-{seed}", **{key: getattr(run.summary, key) for key in keys}}
+            for seed, run in sorted(done.items())
+        ]
+        numbers = {} if result is None else result.to_json()
+        self.folder.write_json(SEEDS, {**header, "finished": result is not None, "runs": rows, **numbers})
 
 
 def train_seeds(
     recipe: Recipe,
-    count: int | str,
-    *,
-    out: Path | None,
+    count: int,
+    one: Callable[..., Run],
+    data_dir: str | Path | None,
+    out: str | Path | None,
     resume: bool | str,
-    on: tuple[str, str],
-    prepare: Callable[[str, str], Job],
-    one: Callable[[Recipe, Path, str, str], Run],
+    device: str,
+    precision: str,
+    determinism: str,
     say: Callable[[str], None],
 ) -> Seeds:
-    """Train `count` seeds of a recipe, the recipe's own first, and say how they scatter.
+    """Train `count` seeds of a recipe, the recipe's own first, each a run of its own in OUT/seed-N.
 
-    Each is a run of its own in OUT/seed-N.
-
-    on: device and precision as asked; what they come to for the first job is that of all seeds.
-    prepare: makes the first job ready, from device and precision. one: trains a recipe in a folder, or goes
-        on there, on that device in that precision.
+    one: `train` for a single recipe. device, precision: what they come to for the first seed is that of all.
     """
-    seeds = range(recipe.seed, recipe.seed + _whole(count))
-    folder = _folder_to_resume(recipe, seeds, out, resume)
-    if folder is None and out is not None and out.exists():
-        raise InputError(f"{out} exists already", "Choose another --out, remove it, or go on with --resume.")
-    if folder is not None:
-        on = _pinned(folder, *on)
-    done = {} if folder is None else _finished(folder, seeds)
-    job = prepare(*on) if len(done) < len(seeds) else None
-    if job is not None:
-        on = job.machine.device.type, job.machine.precision
-    folder = folder or RunFolder.create(recipe.name, out)
-    header = {"recipe": recipe.to_json(), "device": on[0], "precision": on[1], "seeds": list(seeds)}
-    with folder.lock():
-        folder.sweep()
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"seeds takes a whole number of at least 1, not {count!r}", "For example: --seeds 5")
+    seeds = range(recipe.seed, recipe.seed + count)
+    place = None if out is None else Path(out)
+    begun = begun_record(SeedsRecord, recipe, place, resume)
+    if begun is not None and begun.is_begun:
+        begun.check_seeds(seeds)
+    device, precision = pinned(begun, device, precision)
+    done = {} if begun is None else begun.finished(seeds)
+    job = None
+    if len(done) < count:
+        data = None if data_dir is None else Path(data_dir)
+        job = Job.prepare(recipe, data, device, precision, determinism)
+        device, precision = job.machine.device.type, job.machine.precision
+    record = begun or SeedsRecord(RunFolder.create(recipe.name, place))
+    header = {"recipe": recipe.to_json(), "device": device, "precision": precision, "seeds": list(seeds)}
+    with record.folder.lock():
+        record.folder.sweep()
         if job is not None:
-            with failures_explained(folder, job):
-                _write(folder, header, done)
-                say(_cost(job, len(seeds), len(seeds) - len(done)))
+            with failures_explained(record.path, job):
+                record.write(header, done)
+                say(_cost(job, count, count - len(done)))
             job = None  # its images and network would lie beside those of every seed
         else:
-            say(f"{folder.path} is finished already")
-        with _stopping_explained(folder, done, len(seeds), say):
-            for place, seed in enumerate(seeds, 1):
+            say(f"{record.path} is finished already")
+        with _stops_explained(record, done, count, say):
+            for number, seed in enumerate(seeds, 1):
                 if seed not in done:
-                    say(f"\nseed {seed}, {place} of {len(seeds)}")
-                    where = folder.path / f"seed-{seed}"
-                    done[seed] = one(dataclasses.replace(recipe, seed=seed), where, *on)
-                    _write(folder, header, done)
-            result = _concluded(folder, {seed: done[seed] for seed in seeds})
-            _write(folder, header, done, result)
-    for line in f"\n{result}\nseeds     {folder.path / SEEDS}".split("\n"):
+                    say(f"\nseed {seed}, {number} of {count}")
+                    done[seed] = one(
+                        dataclasses.replace(recipe, seed=seed),
+                        data_dir=data_dir,
+                        out=record.run_path(seed),
+                        resume="auto",
+                        device=device,
+                        precision=precision,
+                        determinism=determinism,
+                    )
+                    record.write(header, done)
+            result = Seeds.of(record.path, tuple(done[seed] for seed in seeds))
+            record.write(header, done, result)
+    for line in f"\n{result}\nseeds     {record.path / SEEDS}".split("\n"):
         say(line)
     return result
-
-
-def _whole(count: int | str) -> int:
-    complaint = InputError(
-        f"seeds takes a whole number of at least 1, not {count!r}", "For example: --seeds 5"
-    )
-    if isinstance(count, bool) or not isinstance(count, (int, str)):
-        raise complaint
-    try:
-        number = int(count)
-    except ValueError:
-        raise complaint from None
-    if number < 1:
-        raise complaint
-    return number
-
-
-def _folder_to_resume(recipe: Recipe, seeds: range, out: Path | None, resume: bool | str) -> RunFolder | None:
-    """Return the outer folder to go on in, None where there is to be a new one; see `resume`."""
-    if resume not in (False, True, "auto"):
-        raise InputError(f'resume takes True, False or "auto", not {resume!r}')
-    if not resume:
-        return None
-    there = RunFolder(out) if out is not None and out.exists() else None
-    found = _newest_unfinished(recipe) if out is None else there
-    if found is None:
-        if resume is True:
-            where = out or f"{ROOT}/{recipe.name}"
-            raise InputError(f"there are no seeds to resume at {where}", 'resume="auto" would start anew.')
-        return None
-    before, seeds_before = _begun(found)
-    now = recipe.to_json()
-    for key in now:
-        if before.get(key) != now[key]:
-            raise InputError(
-                f"{found.path} was begun with {key} {before.get(key)}, not {now[key]}",
-                "Give the same settings, or another --out.",
-            )
-    if not set(seeds_before) <= set(seeds):
-        raise InputError(
-            f"{found.path} was begun with {len(seeds_before)} seeds, not {len(seeds)}",
-            "Give as many or more, or another --out.",
-        )
-    return found
-
-
-def _begun(folder: RunFolder) -> tuple[dict[str, Any], list[int]]:
-    """Return recipe and seeds of a folder of seeds."""
-    if not folder.has(SEEDS):
-        raise InputError(f"{folder.path} holds no {SEEDS}", "Choose another --out, or leave --seeds out.")
-    values = folder.read_json(SEEDS)
-    recipe, seeds = values.get("recipe"), values.get("seeds")
-    if not isinstance(recipe, dict) or not isinstance(seeds, list):
-        raise InputError(f"{folder.path / SEEDS} names no recipe or no seeds")
-    return recipe, seeds
-
-
-def _newest_unfinished(recipe: Recipe) -> RunFolder | None:
-    pattern = re.compile(re.escape(recipe.name) + r"(?:-(\d+))?")
-    numbered = [(pattern.fullmatch(path.name), path) for path in ROOT.glob(f"{recipe.name}*")]
-    for _, path in sorted(((int(match[1] or 1), path) for match, path in numbered if match), reverse=True):
-        folder = RunFolder(path)
-        unfinished = folder.has(SEEDS) and not folder.read_json(SEEDS).get("finished")
-        if unfinished and _begun(folder)[0] == recipe.to_json():
-            return folder
-    return None
-
-
-def _pinned(folder: RunFolder, device: str, precision: str) -> tuple[str, str]:
-    """Return device and precision of the begun seeds; a measurement could choose otherwise this time."""
-    begun = folder.read_json(SEEDS)
-    for name, asked in (("device", device), ("precision", precision)):
-        if asked not in ("auto", begun.get(name)):
-            raise InputError(
-                f"{folder.path} was begun with {name} {begun.get(name)}, not {asked}", f"Leave --{name} out."
-            )
-    return str(begun.get("device")), str(begun.get("precision"))
-
-
-def _finished(folder: RunFolder, seeds: Sequence[int]) -> dict[int, Run]:
-    """Return the runs that came to their end."""
-    inner = {seed: RunFolder(folder.path / f"seed-{seed}") for seed in seeds}
-    return {seed: Run.open(each.path) for seed, each in inner.items() if is_finished(each)}
 
 
 def _cost(job: Job, count: int, left: int) -> str:
@@ -209,74 +248,20 @@ def _cost(job: Job, count: int, left: int) -> str:
 
 
 @contextlib.contextmanager
-def _stopping_explained(
-    folder: RunFolder, done: dict[int, Run], count: int, say: Callable[[str], None]
+def _stops_explained(
+    record: SeedsRecord, done: Mapping[int, Run], count: int, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Say how far all seeds are where one of them is stopped or fails, or the disk is full."""
     goes_on = "the same command with --resume goes on"
     try:
         yield
     except InputError:
-        if not any(folder.path.glob("seed-*")):
-            folder.remove(".")  # nothing was trained, so nothing is worth keeping
+        if not any(record.path.glob("seed-*")):
+            record.folder.remove(".")  # nothing was trained, so nothing is worth keeping
         raise
     except (KeyboardInterrupt, RunFailed):
-        say(f"{len(done)} of {count} seeds are finished; {goes_on} in {folder.path}")
+        say(f"{len(done)} of {count} seeds are finished; {goes_on} in {record.path}")
         raise
     except OSError as error:
-        what = f"cannot write {error.filename or folder.path}: {error.strerror or error}"
-        raise RunFailed(what, f"Make room, then {goes_on}.") from error
-
-
-def _concluded(folder: RunFolder, done: dict[int, Run]) -> Seeds:
-    summaries = [run.summary for run in done.values()]
-    plain, mirrored, seconds = (
-        Spread(tuple(float(summary[key]) for summary in summaries))
-        for key in ("test_accuracy", "test_accuracy_tta", "train_seconds")
-    )
-    return Seeds(
-        path=folder.path,
-        runs=tuple(done.values()),
-        accuracies=plain.values,
-        mean=plain.mean,
-        sd=plain.sd,
-        interval=_interval(plain, done, tta=False),
-        accuracies_tta=mirrored.values,
-        mean_tta=mirrored.mean,
-        sd_tta=mirrored.sd,
-        interval_tta=_interval(mirrored, done, tta=True),
-        train_seconds=seconds.mean,
-    )
-
-
-def _interval(spread: Spread, done: dict[int, Run], *, tta: bool) -> tuple[float, float]:
-    """Return the interval of the mean, within what a fraction can be; of a single run that over images."""
-    if spread.interval is not None:
-        low, high = spread.interval
-        return max(0.0, low), min(1.0, high)
-    (run,) = done.values()
-    evaluation = record.read_evaluation(run.folder, tta=tta)
-    if evaluation is None:
-        raise InputError(f"{run.folder.path} holds no {record.PREDICTIONS}")
-    return evaluation.interval
-
-
-def _write(
-    folder: RunFolder, header: dict[str, Any], done: dict[int, Run], result: Seeds | None = None
-) -> None:
-    """Write what is known so far; with `result` it is all."""
-    keys = ("test_accuracy", "test_accuracy_tta", "train_seconds", "wall_seconds")
-    rows = [
-        {"seed": seed, "folder": f"seed-{seed}", **{key: run.summary.get(key) for key in keys}}
-        for seed, run in sorted(done.items())
-    ]
-    values: dict[str, Any] = {**header, "finished": result is not None, "runs": rows}
-    if result is not None:
-        over = "images" if len(done) == 1 else "seeds"
-        for key, mean, sd, interval in (
-            ("test_accuracy", result.mean, result.sd, result.interval),
-            ("test_accuracy_tta", result.mean_tta, result.sd_tta, result.interval_tta),
-        ):
-            values[key] = {"mean": mean, "sd": sd, "interval_95": list(interval), "interval_over": over}
-        values["train_seconds"] = result.train_seconds
-    folder.write_json(SEEDS, values)
+        message = f"cannot write {error.filename or record.path}: {error.strerror or error}"
+        raise RunFailed(message, f"Make room, then {goes_on}.") from error

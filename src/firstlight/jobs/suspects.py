@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from firstlight.data.augment import FlipLR
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.insight.evaluation import evaluate
+from firstlight.insight.evaluation import Views, evaluate
 from firstlight.insight.suspects import suspects as rank_labels
+from firstlight.jobs.failures import failures_explained
 from firstlight.jobs.job import Job
-from firstlight.jobs.progress import Progress
-from firstlight.jobs.resume import failures_explained
+from firstlight.jobs.progress import Progress, say, silent
 from firstlight.machine.clock import duration
 from firstlight.machine.machine import Machine, choose
 from firstlight.machine.streams import stream
 from firstlight.recipe import Recipe
-from firstlight.record import record
+from firstlight.record.suspects import TrainingSuspects
 from firstlight.run import Run, open_run
+from firstlight.training.graph import choose_step
 from firstlight.training.loop import fit
 
 
@@ -34,51 +33,49 @@ def suspects(
     device: str = "auto",
     precision: str = "auto",
     quiet: bool = False,
-) -> record.KeptSuspects:
-    """Find the doubtful labels of a finished run's training set, and keep them in its folder.
+) -> TrainingSuspects:
+    """Find the label errors of a finished run's training set, and keep them in its folder.
 
-    The recipe is trained once for each fold, on all other folds, with the rates that the run used; it says
+    The recipe is trained once for each fold, on all other folds, with the rates of the run; it says
     beforehand how long that takes here. Images that the run held out for validation are judged as well.
     Nothing is written before the end.
 
     Raises InputError where the run is not finished or the data is not what it was trained on, and
     RunFailed where disk or memory give out.
     """
-    say = _silent if quiet else _say
+    log = silent if quiet else say
     opened = open_run(run)
     recipe = _with_rates(opened)
     machine = choose(device, precision)
     images, test = opened.recipe.data.load(None if data_dir is None else Path(data_dir))
-    begun = Job.on(images, test, opened.recipe, machine)
+    job = Job.with_images(images, test, opened.recipe, machine)
     data = opened.environment.get("data")
-    if not isinstance(data, dict) or data.get("train_sha256") != begun.train.digest:
+    if not isinstance(data, dict) or data.get("train_sha256") != job.train.digest:
         raise InputError(
-            f"the training images are not those of {opened.folder.path}",
+            f"the training images are not those of {opened.path}",
             "Give the data that the run was trained on with --data-dir.",
         )
     _check_folds(folds, len(images), recipe.batch_size)
     explained = failures_explained(
-        opened.folder,
-        begun,
+        opened.path,
+        job,
         room="Make room, then try again.",
         smaller="Train the run again with --set batch_size={}, which fits here.",
     )
     with explained, opened.folder.lock():
-        for line in _describe(begun, recipe, images, folds):
-            say(line)
+        for line in _describe(job, recipe, images, folds):
+            log(line)
         probabilities = out_of_sample(recipe, images, machine, folds=folds, quiet=quiet)
-        found = rank_labels(images.labels, probabilities)
+        ranking = rank_labels(images.labels, probabilities)
         opened.folder.sweep()
-        return record.write_suspects(opened.folder, found, probabilities, images)
+        return TrainingSuspects.write(opened.folder, ranking, probabilities, images)
 
 
 def _with_rates(run: Run) -> Recipe:
     """Return the recipe of a finished run with the rates that it used, to be trained on every image given."""
-    peak_lr, min_lr = run.summary.get("peak_lr"), run.summary.get("min_lr")
-    if run.summary.get("test_accuracy") is None or peak_lr is None or min_lr is None:
-        raise InputError(
-            f"{run.folder.path} is not finished", "Go on with `firstlight train … --resume` first."
-        )
+    peak_lr, min_lr = run.summary.peak_lr, run.summary.min_lr
+    if run.summary.test_accuracy is None or peak_lr is None or min_lr is None:
+        raise InputError(f"{run.path} is not finished", "Go on with `firstlight train … --resume` first.")
     return run.recipe.replace(peak_lr=peak_lr, min_lr=min_lr, validation=0, best_on_validation=False)
 
 
@@ -97,11 +94,11 @@ def out_of_sample(
         began = time.perf_counter()
         held_out = torch.nonzero(fold == number).flatten()
         rest = torch.nonzero(fold != number).flatten()
-        job = Job.on(images.subset(rest), images.subset(held_out), recipe, machine)
-        seen = evaluate(_trained(job, quiet), job.test, machine, tta=_mirrors(recipe))
+        job = Job.with_images(images.subset(rest), images.subset(held_out), recipe, machine)
+        seen = evaluate(_trained(job, quiet), job.test, machine, views=_views(recipe))
         probabilities[held_out] = seen.probabilities
         if not quiet:
-            _say(
+            say(
                 f"fold {number + 1}/{folds}  {seen.right:,} of {len(held_out):,} labels as predicted "
                 f"({seen.accuracy:.2%})  {duration(time.perf_counter() - began)}"
             )
@@ -128,8 +125,8 @@ def _check_folds(folds: int, images: int, batch_size: int) -> None:
         )
 
 
-def _mirrors(recipe: Recipe) -> bool:
-    return any(isinstance(augmentation, FlipLR) for augmentation in recipe.augment)
+def _views(recipe: Recipe) -> Views:
+    return Views(mirror=recipe.views.mirror)
 
 
 def _trained(job: Job, quiet: bool) -> torch.nn.Module:
@@ -139,12 +136,13 @@ def _trained(job: Job, quiet: bool) -> torch.nn.Module:
     ticks = fit(
         state,
         job.batches,
-        job.schedule(None),
+        job.schedule(),
         epochs=recipe.epochs,
         machine=job.machine,
-        objective=job.objective,
+        objective=recipe.objective,
+        step=choose_step(state, job.machine),
     )
-    with contextlib.closing(Progress(len(job.batches), job.costs, quiet=quiet)) as progress:
+    with Progress(len(job.batches), job.costs, quiet=quiet, lines=False) as progress:
         for tick in ticks:
             progress.update(tick)
     return state.trained
@@ -155,7 +153,7 @@ def _describe(job: Job, recipe: Recipe, images: ImageSet, folds: int) -> list[st
     step, machine = job.step_seconds(), job.machine
     rest = len(images) - len(images) // folds
     training = folds * recipe.epochs * (rest // recipe.batch_size) * step
-    passes = len(images) * (2 if _mirrors(recipe) else 1)
+    passes = len(images) * len(_views(recipe))
     judging = passes / recipe.batch_size * step / 3  # a forward pass is a third of a step
     return [
         f"{recipe.name}: {len(images):,} labels to judge; {folds} networks, each trained for {recipe.epochs} "
@@ -164,11 +162,3 @@ def _describe(job: Job, recipe: Recipe, images: ImageSet, folds: int) -> list[st
         f"about {duration(training + judging)} here "
         f"(training {duration(training)}, judging {duration(judging)})",
     ]
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass

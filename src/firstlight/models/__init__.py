@@ -1,1 +1,6 @@
-"""What learns: networks, one file each."""
+"""What learns: networks, one file each. A new one is added to `NETWORKS`."""
+
+from firstlight.models.custom_resnet import CustomResNetSpec
+from firstlight.models.fast_net import FastNetSpec
+
+NETWORKS = (CustomResNetSpec, FastNetSpec)

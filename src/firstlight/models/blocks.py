@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -95,72 +93,3 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One line of a network's table: where, what, what comes out (without the batch), what is learned."""
-
-    name: str
-    operation: str
-    output: tuple[int, ...]
-    parameters: int
-
-
-def layers(model: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
-    """List the layers of a network in the order in which one C×H×W image of `shape` passes them."""
-    rows: list[Layer] = []
-    names = {module: name for name, module in model.named_modules()}
-
-    def note(module: nn.Module, _: object, output: Tensor) -> None:
-        own = list(module.parameters(recurse=False))
-        count = sum(parameter.numel() for parameter in own if parameter.requires_grad)
-        rows.append(Layer(names[module], _operation(module), tuple(output.shape[1:]), count))
-
-    watched = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
-    hooks = [module.register_forward_hook(note) for module in watched]
-    parameter = next(model.parameters())
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rows
-
-
-def _operation(module: nn.Module) -> str:
-    match module:
-        case nn.Conv2d():
-            height, width = module.kernel_size
-            frozen = "" if module.weight.requires_grad else ", frozen"
-            return f"conv {height}×{width}, stride {module.stride[0]}, padding {module.padding[0]}{frozen}"
-        case nn.MaxPool2d():
-            return f"max-pool {module.kernel_size}"
-        case nn.AdaptiveMaxPool2d():
-            return f"max-pool to {module.output_size}×{module.output_size}"
-        case nn.BatchNorm2d():
-            return "batch norm"
-        case nn.Linear():
-            return "linear" if module.bias is not None else "linear, no bias"
-        case Residual():
-            return "add the block's input, once"
-        case _:
-            return type(module).__name__
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set a model to evaluation, and each of its modules back to its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

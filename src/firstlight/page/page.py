@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -21,14 +22,50 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.suspects import Suspects, suspects
 from firstlight.machine.clock import duration
 from firstlight.page import payload, sentences
+from firstlight.recipes.assignment import checklist
 from firstlight.record import record
 
 if TYPE_CHECKING:
-    from firstlight.run import Run
+    from firstlight.record.record import Record as Run
 
 _LEVELS = 4
 _FEWEST_SUSPECTS, _MOST_SUSPECTS = 24, 60
 _T = TypeVar("_T")
+
+
+def _need(value: Any, what: str) -> Any:
+    if value is None:
+        raise InputError(f"this run keeps no {what}")
+    return value
+
+
+def _film(run: Any) -> Any:
+    return payload.film(
+        _need(run.samples, "augmented images"),
+        run.recipe.augment,
+        run.data.mean,
+        run.data.std,
+        run.data.classes,
+    )
+
+
+def _heat(run: Any, pictured: int) -> Any:
+    from firstlight.data.augment import normalise
+    from firstlight.insight.gradcam import gradcam_pair
+
+    images, indices = run.kept_images
+    worst = run.evaluation.mistakes
+    count = min(pictured, len(worst), 2000)
+    if not torch.equal(indices[:count], worst[:count]):
+        raise InputError("the kept pictures are not those of the mistakes")
+    return payload.heat(
+        *gradcam_pair(
+            run.model,
+            normalise(images[:count], run.data.mean, run.data.std),
+            run.evaluation.predictions[worst[:count]],
+            run.evaluation.labels[worst[:count]],
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -54,13 +91,15 @@ class Page:
 def write_page(run: Run) -> Page:
     """Write report.html from what a run's folder holds; whatever it lacks is named on the page."""
     gaps: dict[str, str] = {}
-    folder, summary = run.folder, run.summary
+    folder, summary = run.folder, run.summary.to_json()
     recipe = run.recipe
     environment = _or_none(gaps, "environment", lambda: run.environment) or {}
-    evaluation = _or_none(gaps, "predictions", lambda: run.evaluation)
+    evaluation = _or_none(gaps, "predictions", lambda: _need(run.evaluation, "predictions"))
     history = _or_none(gaps, "history", lambda: run.history) or ()
     finding = _or_none(gaps, "finding", lambda: run.finding)
-    pictures = _or_none(gaps, "pictures", run.kept_pictures) if evaluation else None
+    pictures = (
+        _or_none(gaps, "pictures", lambda: _need(run.kept_images, "test images")) if evaluation else None
+    )
     script: dict[str, Any] = {"columns": payload.COLUMNS, "classes": [], "side": [1, 1]}
     values: dict[str, Any] = {"sheet": None, "confusion": None, "kept": "", "heat": None, "doubtful_shown": 0}
     if evaluation is not None:
@@ -70,8 +109,8 @@ def write_page(run: Run) -> Page:
         if pictures is not None:
             values["sheet"], tiles = payload.sheet_within(*pictures)
             pictured = len(tiles)
-            values["heat"] = script["heat"] = _or_none(gaps, "heat", lambda: run.heat(pictured))
-        names = _or_none(gaps, "names", lambda: record.read_names(folder)) or {}
+            values["heat"] = script["heat"] = _or_none(gaps, "heat", lambda: _heat(run, pictured))
+        names = _or_none(gaps, "names", lambda: run.names) or {}
         script["items"] = payload.items(evaluation, names, tiles)
         doubted = suspects(evaluation.labels, evaluation.probabilities)
         script["suspects"] = _doubtful(evaluation, doubted, script["items"])
@@ -110,9 +149,10 @@ def write_page(run: Run) -> Page:
             command=environment.get("command"),
             finding=finding.to_json() if finding is not None else {},
             history=history,
-            film=_or_none(gaps, "film", run.film),
+            film=_or_none(gaps, "film", lambda: _film(run)),
             training_suspects=_or_none(gaps, "suspects", lambda: _training_suspects(run)),
-            lines=run.checklist(),
+            lines=_or_none(gaps, "checklist", lambda: checklist(run.recipe, run.data, run.history, run.rates))
+            or [],
             json=Markup(_as_script(script)),
         )
     )
@@ -215,7 +255,7 @@ def _found(key: str, value: Any, summary: Mapping[str, Any]) -> Any:
 
 def _training_suspects(run: Run) -> dict[str, Any] | None:
     """Return the doubtful training labels with their pictures, None where they were not looked for."""
-    found, classes = record.read_suspects(run.folder), run.data.classes
+    found, classes = run.suspects, run.data.classes
     if found is None:
         return None
     rows = [

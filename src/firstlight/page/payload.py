@@ -20,7 +20,6 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import Heatmaps
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
-from firstlight.training.schedule import OneCycle
 
 COLUMNS = 40
 """Tiles side by side in a sheet."""
@@ -103,7 +102,7 @@ def heat(predicted: Heatmaps, true: Heatmaps) -> dict[str, Any]:
     }
 
 
-def curves(history: History, schedule: OneCycle | None) -> dict[str, Any]:
+def curves(history: History, schedule: Any) -> dict[str, Any]:
     """Return accuracy and loss of each part of the data by epoch, and the rate over the schedule."""
     series = []
     for part in ("train", "validation", "test"):

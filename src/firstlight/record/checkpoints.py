@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ class Checkpoints:
     one is known for what it is. It is written aside, flushed and renamed.
     """
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None]) -> None:
-        self.folder, self._say = folder, say
+    def __init__(self, folder: RunFolder) -> None:
+        self.damaged: list[str] = []
+        """Names of checkpoints that `last` passed over."""
         self.path = folder.path / CHECKPOINTS
         self._seconds, self._bytes = 0.0, 0
 
@@ -47,12 +48,12 @@ class Checkpoints:
         return {"checkpoint_seconds": self._seconds, "checkpoint_bytes": self._bytes}
 
     def last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return tensors and facts of the newest whole checkpoint; a damaged one is named and passed over."""
+        """Return tensors and facts of the newest whole checkpoint; a damaged one is passed over."""
         for path in reversed(self._files("step")):
-            found = self._read(path)
-            if found is not None:
-                return found
-            self._say(f"checkpoint {path.name} is damaged; the one before it is used")
+            checkpoint = self._read(path)
+            if checkpoint is not None:
+                return checkpoint
+            self.damaged.append(path.name)
         return None
 
     def save_snapshot(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
@@ -66,9 +67,9 @@ class Checkpoints:
     def snapshot(self, epoch: int) -> dict[str, Tensor] | None:
         """Return the weights of an epoch's end, None where they are missing or damaged."""
         for path in self._files(f"epoch-{epoch:04d}"):
-            found = self._read(path)
-            if found is not None:
-                return found[0]
+            snapshot = self._read(path)
+            if snapshot is not None:
+                return snapshot[0]
         return None
 
     def _write(self, stem: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:

@@ -1,11 +1,11 @@
-"""What lies in a run folder: each kind of result, written and read side by side.
+"""`Record`: every result of a run folder, read and written.
 
 recipe.json             the recipe as it was run
 environment.json        versions, hardware, and the data with its hashes
 finding.json            the learning-rate finding, where there was one
 history.jsonl           one line an epoch
 model.safetensors       the weights that were kept
-predictions.safetensors labels and probabilities of the test set, with and without TTA
+predictions.safetensors labels and probabilities of the test set, with and without test-time augmentation
 mistakes.csv            every wrong prediction, the highest loss first
 pictures.safetensors    the test images that pictures of the run show
 samples.safetensors     some training images, with the draws that augmented them
@@ -18,23 +18,30 @@ figures/, report.html   what is drawn from all this
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from firstlight.data.images import ImageSet
+from firstlight.data.images import DataFacts, ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
-from firstlight.insight.suspects import Suspects
+from firstlight.machine.streams import seeded
 from firstlight.recipe import Recipe
+from firstlight.record import tables
+from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
+from firstlight.record.recipe_file import recipe_from_json
 from firstlight.record.run_folder import RECIPE, RunFolder
+from firstlight.record.summary import Summary
+from firstlight.record.suspects import TrainingSuspects
 from firstlight.training.history import History
+from firstlight.training.loop import Tick, TrainState
 from firstlight.training.lr_finder import LRFinding
+from firstlight.training.state import Captured, capture, restore
 
 ENVIRONMENT = "environment.json"
 FINDING = "finding.json"
@@ -44,254 +51,234 @@ PREDICTIONS = "predictions.safetensors"
 MISTAKES = "mistakes.csv"
 PICTURES = "pictures.safetensors"
 SAMPLES = "samples.safetensors"
-SUSPECTS = "suspects.safetensors"
-SUSPECTS_TABLE = "suspects.csv"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 FIGURES = "figures"
 
 KEPT_MISTAKES = 2000
 KEPT_RIGHT_PER_CLASS = 30
-KEPT_SUSPECTS = 60
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What a run folder remembers of its data: enough to normalise an image and to name a class."""
+class Record:
+    """The results of one run. A result that is not there is None or empty; a damaged one is an InputError."""
 
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    def __init__(self, folder: RunFolder, parts: Sequence[Any] = ()) -> None:
+        self.folder, self.path, self._parts = folder, folder.path, parts
 
+    @classmethod
+    def open(cls, path: str | Path, parts: Sequence[Any] = ()) -> Self:
+        """Open a run folder.
 
-@dataclass(frozen=True, eq=False)
-class KeptSuspects:
-    """What a run folder keeps of the doubtful labels of its training set.
+        parts: a user's own classes that its recipe names. Without them the run still opens, and shows all
+        that needs no network.
+        """
+        return cls(RunFolder.open(Path(path)), parts)
 
-    labels: int64, N, and probabilities: N×K, out of sample, rounded to fp16; of the whole training set.
-    count: the estimated number of wrong labels.
-    indices: int64, scores: fp32, suggested: int64, as in `Suspects`, images: uint8, and names; of the most
-        doubtful, at most `KEPT_SUSPECTS`, the most doubtful first.
-    """
+    @cached_property
+    def recipe(self) -> Recipe:
+        values = self.folder.read_json(RECIPE).get("recipe")
+        if not isinstance(values, dict):
+            raise InputError(f"{self.path / RECIPE} holds no recipe")
+        return recipe_from_json(values, self._parts)
 
-    labels: Tensor
-    probabilities: Tensor
-    count: int
-    indices: Tensor
-    scores: Tensor
-    suggested: Tensor
-    images: Tensor
-    names: Sequence[str]
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware, and the data with its hashes."""
+        return self.folder.read_json(ENVIRONMENT)
 
+    @cached_property
+    def data(self) -> DataFacts:
+        """What the run remembers of its images."""
+        values = self.environment.get("data")
+        try:
+            channels, height, width = map(int, values["shape"])  # type: ignore[index]
+            mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))  # type: ignore[index]
+            classes = tuple(map(str, values["classes"]))  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{self.path / ENVIRONMENT} does not describe the data") from None
+        return DataFacts(classes, (channels, height, width), mean, std)
 
-def write_start(
-    folder: RunFolder,
-    recipe: Recipe,
-    finding: LRFinding | None,
-    environment: dict[str, Any],
-    samples: dict[str, Tensor],
-) -> None:
-    """Keep what is known before the first step; the recipe comes last and makes the folder a run."""
-    folder.write_tensors(SAMPLES, samples)
-    folder.write_json(ENVIRONMENT, environment)
-    if finding is not None:
-        folder.write_json(FINDING, finding.to_json())
-    folder.write_json(RECIPE, {"recipe": recipe.to_json()})
+    @cached_property
+    def finding(self) -> LRFinding | None:
+        """The learning-rate finding, None where both rates were given."""
+        if not self.folder.has(FINDING):
+            return None
+        return LRFinding.from_json({k: v for k, v in self.folder.read_json(FINDING).items() if k != "schema"})
 
+    @cached_property
+    def history(self) -> History:
+        return History.from_jsonl(self.folder.read_text(HISTORY)) if self.folder.has(HISTORY) else History()
 
-def read_recipe(folder: RunFolder) -> Recipe:
-    values = folder.read_json(RECIPE).get("recipe")
-    if not isinstance(values, dict):
-        raise InputError(f"{folder.path / RECIPE} holds no recipe")
-    return Recipe.from_json(values)
+    @cached_property
+    def summary(self) -> Summary:
+        return Summary.from_json(self.folder.read_json(SUMMARY) if self.folder.has(SUMMARY) else {})
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether its first step may have been taken; before that, a new start loses nothing."""
+        return self.folder.has(RECIPE)
 
-def read_data_facts(folder: RunFolder) -> DataFacts:
-    data = folder.read_json(ENVIRONMENT).get("data")
-    try:
-        channels, height, width = map(int, data["shape"])  # type: ignore[index]
-        mean, std = (tuple(map(float, data[key])) for key in ("mean", "std"))  # type: ignore[index]
-        classes = tuple(map(str, data["classes"]))  # type: ignore[index]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{folder.path / ENVIRONMENT} does not describe the data") from None
-    return DataFacts(classes, (channels, height, width), mean, std)
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end, its page included."""
+        evaluated = self.summary.test_accuracy is not None and not self.summary.interrupted
+        return evaluated and self.folder.has(REPORT)
 
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """The highest and the lowest rate as they were run, None before the first epoch is finished."""
+        peak, low = self.summary.peak_lr, self.summary.min_lr
+        return None if not len(self.history) or peak is None or low is None else (peak, low)
 
-def read_finding(folder: RunFolder) -> LRFinding | None:
-    """Return the finding, None where both rates were given."""
-    if not folder.has(FINDING):
+    @cached_property
+    def schedule(self) -> Callable[[int], float] | None:
+        """From the step to the rate as it was run, None where the folder alone does not tell."""
+        if self.rates is not None:
+            with contextlib.suppress(InputError):  # a schedule that is not built in
+                schedule = self.recipe.schedule.with_rates(*self.rates)
+                return schedule.steps(self.recipe.epochs, self.history.epochs[0].step)
         return None
-    values = folder.read_json(FINDING)
-    values.pop("schema", None)
-    return LRFinding.from_json(values)
 
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained network, on the CPU, in fp32."""
+        if not self.folder.has(MODEL):
+            raise InputError(f"{self.path} keeps no weights")
+        with seeded(0, "overwritten"):
+            model = self.recipe.model(len(self.data.classes), self.data.shape[0])
+        try:
+            model.load_state_dict(self.folder.read_tensors(MODEL))
+        except RuntimeError as error:
+            raise InputError(f"the weights in {self.path} do not fit its recipe: {error}") from None
+        return model.eval()
 
-def write_history(folder: RunFolder, history: History) -> None:
-    folder.write(HISTORY, history.to_jsonl())
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """The answers on the test set, without test-time augmentation; images are named by their index."""
+        return self._evaluation("probabilities")
 
+    @cached_property
+    def evaluation_tta(self) -> Evaluation | None:
+        """The answers on the test set with test-time augmentation."""
+        return self._evaluation("probabilities_tta")
 
-def read_history(folder: RunFolder) -> History:
-    return History.from_jsonl(folder.read_text(HISTORY)) if folder.has(HISTORY) else History()
+    def _evaluation(self, key: str) -> Evaluation | None:
+        if not self.folder.has(PREDICTIONS):
+            return None
+        tensors, classes = self.folder.read_tensors(PREDICTIONS), self.data.classes
+        try:
+            labels, rows = tensors["labels"], tensors[key].float()
+        except KeyError as error:
+            raise InputError(f"{self.path / PREDICTIONS} lacks {error}") from None
+        if rows.shape != (len(labels), len(classes)):
+            raise InputError(f"{self.path / PREDICTIONS} does not fit the {len(classes)} classes of the run")
+        names = [f"#{index}" for index in range(len(labels))]
+        return Evaluation(classes, labels.long(), rows, names, key.endswith("tta"))
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the wrongly classified test images by index."""
+        return tables.names(self.folder.read_text(MISTAKES)) if self.folder.has(MISTAKES) else {}
 
-def write_evaluation(folder: RunFolder, plain: Evaluation, mirrored: Evaluation, images: ImageSet) -> None:
-    """Keep all probabilities, a table of all mistakes, and the images that pictures of the run need."""
-    folder.write_tensors(
-        PREDICTIONS,
-        {
-            "labels": plain.labels,
-            "probabilities": plain.probabilities,
-            "probabilities_tta": mirrored.probabilities,
-        },
-    )
-    folder.write(MISTAKES, _table_of_mistakes(plain))
-    right = [
-        torch.nonzero((plain.labels == label) & (plain.predictions == label)).flatten()[:KEPT_RIGHT_PER_CLASS]
-        for label in range(len(plain.classes))
-    ]
-    kept = torch.cat([plain.mistakes[:KEPT_MISTAKES], *right])
-    folder.write_tensors(PICTURES, {"indices": kept, "images": images.images[kept]})
+    @property
+    def kept_images(self) -> tuple[Tensor, Tensor] | None:
+        """The kept test images and their indices in the test set; mistakes come first, the worst first."""
+        if not self.folder.has(PICTURES):
+            return None
+        tensors = self.folder.read_tensors(PICTURES)
+        return tensors["images"], tensors["indices"]
 
+    @property
+    def samples(self) -> dict[str, Tensor] | None:
+        """Some training images with the draws that augmented them in epoch 1."""
+        return self.folder.read_tensors(SAMPLES) if self.folder.has(SAMPLES) else None
 
-def _table_of_mistakes(evaluation: Evaluation) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["index", "name", "true", "predicted", "confidence", "loss"])
-    for index in evaluation.mistakes.tolist():
-        said, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
-        confidence, loss = float(evaluation.probabilities[index, said]), float(evaluation.losses[index])
-        names = evaluation.names[index], evaluation.classes[true], evaluation.classes[said]
-        writer.writerow([index, *names, f"{confidence:.6f}", f"{loss:.6f}"])
-    return table.getvalue()
+    @property
+    def suspects(self) -> TrainingSuspects | None:
+        """The label errors of the training set, None where they were not looked for."""
+        return TrainingSuspects.read(self.folder, self.data)
 
+    # What follows writes.
 
-def read_evaluation(folder: RunFolder, *, tta: bool = False) -> Evaluation | None:
-    """Return the evaluation on the test set, None where the run has none."""
-    if not folder.has(PREDICTIONS):
-        return None
-    tensors = folder.read_tensors(PREDICTIONS)
-    classes = read_data_facts(folder).classes
-    try:
-        labels, rows = tensors["labels"], tensors["probabilities_tta" if tta else "probabilities"].float()
-    except KeyError as error:
-        raise InputError(f"{folder.path / PREDICTIONS} lacks {error}") from None
-    if rows.shape != (len(labels), len(classes)):
-        raise InputError(f"{folder.path / PREDICTIONS} does not fit the {len(classes)} classes of the run")
-    return Evaluation(classes, labels.long(), rows, range_names(len(labels)), tta)
+    @classmethod
+    def create(cls, name: str, out: Path | None = None) -> Self:
+        """Make a new run folder: `out`, which must not exist yet, or runs/NAME with a number when taken."""
+        return cls(RunFolder.create(name, out))
 
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder)
 
-def range_names(count: int) -> list[str]:
-    """Names for images whose own names only the table of mistakes keeps: their places in the test set."""
-    return [f"#{index}" for index in range(count)]
+    def begin(
+        self,
+        recipe: Recipe,
+        finding: LRFinding | None,
+        environment: dict[str, Any],
+        samples: dict[str, Tensor],
+    ) -> None:
+        """Write what is known before the first step; the recipe comes last and makes the folder a run."""
+        self.folder.write_tensors(SAMPLES, samples)
+        self.folder.write_json(ENVIRONMENT, environment)
+        if finding is not None:
+            self.folder.write_json(FINDING, finding.to_json())
+        self.folder.write_json(RECIPE, {"recipe": recipe.to_json()})
+        self.finding = finding
 
+    def restore(self, state: TrainState) -> list[str]:
+        """Give a fresh state what the last whole checkpoint holds, where there is one; say what happened."""
+        self.folder.sweep()
+        checkpoint = self.checkpoints.last()
+        lines = [
+            f"checkpoint {name} is damaged; the one before it is used" for name in self.checkpoints.damaged
+        ]
+        if checkpoint is None:
+            self.history = History()
+            return lines
+        tensors, facts = checkpoint
+        restore(state, Captured(tensors, facts["state"]))
+        self.history = History.from_json(facts["history"])
+        return [*lines, f"going on after step {state.step:,}"]
 
-def read_tensors(folder: RunFolder, name: str) -> dict[str, Tensor] | None:
-    """Return the tensors of `PICTURES` or `SAMPLES`, None where the run keeps none."""
-    return folder.read_tensors(name) if folder.has(name) else None
+    def keep(self, tick: Tick, state: TrainState, *, checkpoint: bool = False) -> None:
+        """Write what a moment of training leaves: at an epoch's end its history, weights and a checkpoint.
 
+        checkpoint: write a checkpoint within an epoch too.
+        """
+        if tick.epoch is not None:
+            self.checkpoints.save_snapshot(tick.epoch.epoch, state.trained.state_dict())
+            self.write_history(self.history.with_epoch(tick.epoch))
+        if tick.epoch is not None or checkpoint:
+            captured = capture(state)
+            facts = {"state": captured.facts, "history": self.history.to_json()}
+            self.checkpoints.save(state.step, captured.tensors, facts)
 
-def read_summary(folder: RunFolder) -> dict[str, Any]:
-    """Return the numbers of the run; empty where it did not get that far."""
-    return folder.read_json(SUMMARY) if folder.has(SUMMARY) else {}
+    def write_history(self, history: History) -> None:
+        self.history = history
+        self.folder.write(HISTORY, history.to_jsonl())
 
+    def write_model(self, model: nn.Module) -> None:
+        self.folder.write_tensors(MODEL, model.state_dict())
 
-def write_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
-    folder.write_json(SUMMARY, summary)
+    def write_evaluation(self, plain: Evaluation, averaged: Evaluation, images: ImageSet) -> None:
+        """Write all probabilities, a table of mistakes, and the images that pictures need.
 
+        averaged: with test-time augmentation.
+        """
+        probabilities = {"probabilities": plain.probabilities, "probabilities_tta": averaged.probabilities}
+        self.folder.write_tensors(PREDICTIONS, {"labels": plain.labels, **probabilities})
+        self.folder.write(MISTAKES, tables.mistakes(plain))
+        right = [
+            torch.nonzero((plain.labels == label) & (plain.predictions == label)).flatten()[
+                :KEPT_RIGHT_PER_CLASS
+            ]
+            for label in range(len(plain.classes))
+        ]
+        indices = torch.cat([plain.mistakes[:KEPT_MISTAKES], *right])
+        self.folder.write_tensors(PICTURES, {"indices": indices, "images": images.images[indices]})
 
-def read_names(folder: RunFolder) -> dict[int, str]:
-    """Return the names of the wrongly classified test images by index; a row that is none is passed over."""
-    return _names_in(folder, MISTAKES)
+    def write_summary(self, summary: Summary) -> None:
+        self.summary = summary
+        self.folder.write_json(SUMMARY, summary.to_json())
 
-
-def _names_in(folder: RunFolder, table: str) -> dict[int, str]:
-    if not folder.has(table):
-        return {}
-    rows = csv.DictReader(io.StringIO(folder.read_text(table)))
-    try:
-        found = [(row.get("index"), row.get("name")) for row in rows]
-    except csv.Error as error:
-        raise InputError(f"{folder.path / table} is no table: {error}") from None
-    # A number of thousands of digits is none that int() takes.
-    return {int(i): name for i, name in found if i and name and i.isdecimal() and len(i) < 16}
-
-
-def write_suspects(
-    folder: RunFolder, found: Suspects, probabilities: Tensor, images: ImageSet
-) -> KeptSuspects:
-    """Keep the doubtful labels of a training set; both files are written, or neither is there."""
-    kept = found.order[:KEPT_SUSPECTS]
-    folder.write_tensors(
-        SUSPECTS,
-        {
-            "labels": images.labels,
-            "probabilities": probabilities.half(),
-            "count": torch.tensor(found.count),
-            "indices": kept,
-            "scores": found.scores[kept],
-            "suggested": found.suggested[kept],
-            "images": images.images[kept],
-        },
-    )
-    try:
-        folder.write(SUSPECTS_TABLE, _table_of_suspects(found, images))
-    except BaseException:
-        folder.remove(SUSPECTS)
-        folder.remove(SUSPECTS_TABLE)
-        raise
-    return KeptSuspects(
-        images.labels,
-        probabilities.half().float(),
-        found.count,
-        kept,
-        found.scores[kept],
-        found.suggested[kept],
-        images.images[kept],
-        [images.names[index] for index in kept.tolist()],
-    )
-
-
-def _table_of_suspects(found: Suspects, images: ImageSet) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["index", "name", "label", "looks like", "score"])
-    for index in found.order[: found.count].tolist():
-        label, suggested = int(images.labels[index]), int(found.suggested[index])
-        names = images.names[index], images.classes[label], images.classes[suggested]
-        writer.writerow([index, *names, f"{float(found.scores[index]):.6f}"])
-    return table.getvalue()
-
-
-def read_suspects(folder: RunFolder) -> KeptSuspects | None:
-    """Return the doubtful labels, None where they were not looked for.
-
-    Only images in the table have their names; the others are named by their place in the training set.
-    """
-    if not folder.has(SUSPECTS):
-        return None
-    tensors, data = folder.read_tensors(SUSPECTS), read_data_facts(folder)
-    try:
-        labels, indices, suggested = (tensors[key].long() for key in ("labels", "indices", "suggested"))
-        rows, scores = tensors["probabilities"].float(), tensors["scores"].float()
-        images, count = tensors["images"], int(tensors["count"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder.path / SUSPECTS} is not as cross-fitting writes it: {error}") from None
-    fits = (
-        labels.ndim == indices.ndim == 1
-        and rows.shape == (len(labels), len(data.classes))
-        and scores.shape == suggested.shape == indices.shape
-        and (images.dtype, images.shape) == (torch.uint8, (len(indices), *data.shape))
-        and 0 <= count <= len(labels)
-        and _within(torch.cat([labels, suggested]), len(data.classes))
-        and _within(indices, len(labels))
-    )
-    if not fits:
-        raise InputError(f"{folder.path / SUSPECTS} does not fit the {len(data.classes)} classes of the run")
-    known = _names_in(folder, SUSPECTS_TABLE)
-    names = [known.get(index, f"#{index}") for index in indices.tolist()]
-    return KeptSuspects(labels, rows, count, indices, scores, suggested, images, names)
-
-
-def _within(indices: Tensor, count: int) -> bool:
-    return bool(((indices >= 0) & (indices < count)).all())
+    def remove_checkpoints(self) -> None:
+        self.folder.remove(CHECKPOINTS)

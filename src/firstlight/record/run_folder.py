@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import hashlib
 import json
 import os
 import shutil
@@ -21,8 +19,8 @@ from torch import Tensor
 
 from firstlight.errors import InputError
 
-SCHEMA = 1
-"""Version of the layout below; raised when an older Firstlight could misread a newer folder."""
+SCHEMA = 2
+"""Version of the layout, raised when an older Firstlight could misread it; 1 had a flat recipe."""
 
 RECIPE = "recipe.json"
 _ASIDE = ".aside"
@@ -89,30 +87,33 @@ class RunFolder:
             raise InputError(f"{path} is no run folder: it holds no {RECIPE}")
         folder = cls(path)
         version = folder.read_json(RECIPE).get("schema")
-        if version != SCHEMA:
+        if version not in range(1, SCHEMA + 1):
             raise InputError(
-                f"{path} is a run folder of version {version!r}; this Firstlight reads version {SCHEMA}",
+                f"{path} is a run folder of version {version!r}; this Firstlight reads up to {SCHEMA}",
                 "Use the Firstlight that wrote it (environment.json says which).",
             )
         return folder
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; a second one is told so. A process that dies lets it go."""
-        # Beside the run, not in it: the folder is removed or finished while the lock is held.
-        digest = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-        place = Path(tempfile.gettempdir()) / f"firstlight-{getpass.getuser()}"
-        place.mkdir(exist_ok=True)
-        held = FileLock(place / f"{digest}.lock", timeout=0)
+        """Hold the folder for this process; a second one is refused, also on a machine that shares the disk.
+
+        A process that dies lets it go. The lock file lies beside the folder, which may be removed meanwhile.
+        """
+        held = FileLock(self.path.parent / f".{self.path.name}.lock", timeout=0)
         try:
             held.acquire()
         except Timeout:
             raise InputError(
                 f"another process is writing into {self.path}", "Wait for it, or choose another --out."
             ) from None
+        except OSError as error:
+            raise InputError(f"cannot lock {self.path}: {error.strerror}", "Choose another --out.") from None
         try:
             yield
         finally:
+            # Removed while it is held: whoever waits for this file looks again for the one at its path.
+            Path(held.lock_file).unlink(missing_ok=True)
             held.release()
 
     def has(self, name: str) -> bool:

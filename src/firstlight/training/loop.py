@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -31,6 +33,20 @@ class BatchSource(Protocol):
 
 
 @dataclass
+class Best:
+    """The weights of the best epoch so far on validation images; the earlier one wins a tie."""
+
+    accuracy: float = -math.inf
+    epoch: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, model: nn.Module, epoch: int, accuracy: float) -> None:
+        if accuracy > self.accuracy:
+            self.accuracy, self.epoch = accuracy, epoch
+            self.weights = copy.deepcopy(model.state_dict())
+
+
+@dataclass
 class TrainState:
     """Everything that a training step changes.
 
@@ -47,6 +63,7 @@ class TrainState:
     first_bad_step: Tensor
     step: int = 0
     seconds: float = 0.0
+    best: Best | None = None
 
     @classmethod
     def create(
@@ -96,7 +113,7 @@ def train_step(
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("rate", 1.0)
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
     def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, mean loss, and what is minimised, scaled as the precision asks for."""
@@ -137,6 +154,9 @@ def train_step(
     return loss
 
 
+Step = Callable[..., Tensor]
+
+
 def fit(
     state: TrainState,
     batches: BatchSource,
@@ -145,6 +165,7 @@ def fit(
     epochs: int,
     machine: Machine,
     objective: Objective = Objective(),
+    step: Step = train_step,
     tick_seconds: float = 1.0,
 ) -> Iterator[Tick]:
     """Train from where `state` is to the end of `epochs`, and yield a `Tick` about every `tick_seconds`.
@@ -167,7 +188,7 @@ def fit(
         watch.start()
         for images, labels in batches.epoch(epoch, first):
             lr = schedule(state.step)
-            train_step(state, images, labels, lr, objective, machine)
+            step(state, images, labels, lr, objective, machine)
             ended = state.step % len(batches) == 0
             if not ended and time.perf_counter() - last_tick < tick_seconds:
                 continue

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,37 @@ STEPS_PER_DECADE = 20
 SMOOTHING_STEPS = 2.0
 LEAST_FALL = 0.02
 """A fall of the loss smaller than this, as a fraction of where it began, is taken for noise."""
+
+
+class Finder(Protocol):
+    def __call__(
+        self,
+        model: nn.Module,
+        batches: BatchSource,
+        optimizer: OptimizerSpec,
+        machine: Machine,
+        *,
+        objective: Objective = Objective(),
+    ) -> LRFinding: ...
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    lowest: float = 1e-4
+    highest: float = 10.0
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batches: BatchSource,
+        optimizer: OptimizerSpec,
+        machine: Machine,
+        *,
+        objective: Objective = Objective(),
+    ) -> LRFinding:
+        return range_test(
+            model, batches, optimizer, machine, objective=objective, lowest=self.lowest, highest=self.highest
+        )
 
 
 def range_test(

@@ -113,21 +113,21 @@ class Muon:
     that of filters (4-dimensional weights), which are kept at a fixed norm as well, so they know no weight
     decay: behind each stands a batch norm, to which their size means nothing (airbench94_muon).
 
-    bias_rate, linear_rate: factors on the schedule's rate for vectors (offsets and scales of batch norm,
+    bias_lr_factor, linear_lr_factor: factors on the schedule's rate for vectors (offsets and scales of batch norm,
         biases) and for matrices (linear layers).
     weight_decay: of vectors and matrices, decoupled: a step at the schedule's rate r shrinks them by the
         factor 1 - r × weight_decay.
     """
 
     momentum: float = 0.6
-    bias_rate: float = 1.0
-    linear_rate: float = 1.0
+    bias_lr_factor: float = 1.0
+    linear_lr_factor: float = 1.0
     other_momentum: float = 0.85
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         momenta = {"momentum": self.momentum, "other_momentum": self.other_momentum}
-        rates = {"bias_rate": self.bias_rate, "linear_rate": self.linear_rate}
+        rates = {"bias_lr_factor": self.bias_lr_factor, "linear_lr_factor": self.linear_lr_factor}
         _check(momenta, rates, self.weight_decay)
 
     def __call__(
@@ -137,15 +137,19 @@ class Muon:
         others = {"momentum": self.other_momentum, "weight_decay": self.weight_decay, "orthogonal": False}
         groups: list[dict[str, Any]] = [
             {"params": [w for w in weights if w.ndim == 4], "momentum": self.momentum, "orthogonal": True},
-            {"params": [w for w in weights if w.ndim < 2], "rate": self.bias_rate, **others},
-            {"params": [w for w in weights if w.ndim in (2, 3)], "rate": self.linear_rate, **others},
+            {"params": [w for w in weights if w.ndim < 2], "lr_factor": self.bias_lr_factor, **others},
+            {
+                "params": [w for w in weights if w.ndim in (2, 3)],
+                "lr_factor": self.linear_lr_factor,
+                **others,
+            },
         ]
         return _Muon([group for group in groups if group["params"]], lr)
 
 
 class _Muon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "rate": 1.0, "weight_decay": 0.0})
+        super().__init__(groups, {"lr": lr, "lr_factor": 1.0, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -159,7 +163,7 @@ class _Muon(torch.optim.Optimizer):
                 if group["orthogonal"]:
                     weight.mul_(len(weight) ** 0.5 / weight.norm())
                     step = orthogonalised(step.flatten(1)).view_as(weight)
-                weight.mul_(1 - group["lr"] / group["rate"] * group["weight_decay"])
+                weight.mul_(1 - group["lr"] / group["lr_factor"] * group["weight_decay"])
                 weight.sub_(step * group["lr"])
 
 

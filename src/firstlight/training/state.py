@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from firstlight.errors import InputError
 from firstlight.training.loop import TrainState
-
-
-@dataclass
-class Best:
-    """The weights of the best epoch so far on validation images; the earlier one wins a tie."""
-
-    accuracy: float = -math.inf
-    epoch: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def offer(self, model: nn.Module, epoch: int, accuracy: float) -> None:
-        if accuracy > self.accuracy:
-            self.accuracy, self.epoch = accuracy, epoch
-            self.weights = copy.deepcopy(model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -37,8 +21,9 @@ class Captured:
     facts: dict[str, Any]
 
 
-def capture(state: TrainState, best: Best | None = None) -> Captured:
+def capture(state: TrainState) -> Captured:
     """Copy a state to the CPU, between two steps."""
+    best = state.best
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
@@ -62,9 +47,9 @@ def capture(state: TrainState, best: Best | None = None) -> Captured:
     return Captured({name: value.detach().cpu().clone() for name, value in tensors.items()}, facts)
 
 
-def restore(state: TrainState, captured: Captured, best: Best | None = None) -> None:
+def restore(state: TrainState, captured: Captured) -> None:
     """Give a freshly created state what was captured; raises InputError where it does not fit."""
-    tensors, facts = captured.tensors, captured.facts
+    tensors, facts, best = captured.tensors, captured.facts, state.best
     try:
         state.model.load_state_dict(_part(tensors, "model."))
         if state.average is not None:

@@ -1,0 +1,93 @@
+"""What a trained network is worth: its answers on the test set, and the numbers of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+
+import torch
+from torch import nn
+
+from firstlight.insight.evaluation import evaluate
+from firstlight.jobs.job import Job, scored_epochs
+from firstlight.machine.clock import Stopwatch
+from firstlight.models.network import count_parameters
+from firstlight.record.record import Record
+from firstlight.record.summary import Summary
+from firstlight.training.loop import TrainState
+
+
+def numbers(job: Job, record: Record, state: TrainState) -> Summary:
+    """Return the numbers of a run as far as it has got."""
+    last = record.history.epochs[-1] if len(record.history) else None
+    rates, cost = job.rates(record.finding), record.checkpoints.cost()
+    return Summary(
+        recipe=job.recipe.name,
+        seed=job.recipe.seed,
+        epochs=len(record.history),
+        interrupted=state.step < job.recipe.epochs * len(job.batches),
+        train_accuracy=None if last is None else last.train_accuracy,
+        train_loss=None if last is None else last.train_loss,
+        validation_accuracy=None if last is None else last.validation_accuracy,
+        peak_lr=rates.peak_lr,
+        min_lr=rates.min_lr,
+        train_seconds=None if last is None else last.train_seconds,
+        parameters=count_parameters(job.model),
+        device=job.machine.device.type,
+        hardware=job.machine.hardware,
+        threads=job.machine.threads,
+        precision=job.machine.precision,
+        torch=torch.__version__,
+        date=datetime.now(UTC).date().isoformat(),
+        checkpoint_seconds=cost["checkpoint_seconds"],
+        checkpoint_bytes=cost["checkpoint_bytes"],
+    )
+
+
+def kept_network(state: TrainState, record: Record) -> nn.Module | None:
+    """Return the network with the weights to keep, and write them; None before the first epoch's end.
+
+    They are the best on validation where these are asked for, else the last whole epoch's.
+    """
+    best = state.best.weights if state.best is not None else {}
+    weights = best or record.checkpoints.snapshot(len(record.history))
+    if weights is None:
+        return None
+    model = state.trained
+    model.load_state_dict(weights)
+    record.write_model(model)
+    return model
+
+
+def judge(job: Job, model: nn.Module, state: TrainState, record: Record) -> Summary:
+    """Score the test set with the kept weights, and with each epoch's for the curve; write both."""
+    recipe, machine, best = job.recipe, job.machine, state.best
+    plain = evaluate(model, job.test, machine)
+    watch = Stopwatch(machine)
+    watch.start()
+    averaged = evaluate(model, job.test, machine, views=recipe.views)
+    watch.pause()
+    record.write_evaluation(plain, averaged, job.test)
+    curve: list[tuple[float, float] | None] = []
+    scored = scored_epochs(len(record.history))
+    for epoch in record.history:
+        if epoch.epoch == len(record.history) and best is None:
+            curve.append((plain.loss, plain.accuracy))
+            continue
+        weights = record.checkpoints.snapshot(epoch.epoch) if epoch.epoch in scored else None
+        if weights is None:  # or damaged while the run stood still
+            curve.append(None)
+            continue
+        model.load_state_dict(weights)
+        scores = evaluate(model, job.test, machine)
+        curve.append((scores.loss, scores.accuracy))
+    record.write_history(record.history.with_test(curve))
+    return dataclasses.replace(
+        numbers(job, record, state),
+        test_accuracy=plain.accuracy,
+        test_accuracy_tta=averaged.accuracy,
+        tta_seconds=watch.seconds,
+        test_interval_95=plain.interval,
+        test_loss=plain.loss,
+        kept_epoch=best.epoch if best is not None else len(record.history),
+    )

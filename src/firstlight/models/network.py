@@ -1,0 +1,106 @@
+"""What a network offers to the rest of the house, and a table that shows what it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from firstlight.models.blocks import Residual
+
+
+class NetworkSpec(Protocol):
+    """The choice of a network: a frozen dataclass that builds it."""
+
+    def __call__(self, num_classes: int, channels: int = 3) -> nn.Module:
+        """Return an untrained network that maps N×channels×H×W images to N×num_classes logits."""
+        ...
+
+
+def prepare(model: nn.Module, images: Tensor) -> None:
+    """Show a network some normalised training images, N×C×H×W, before it is trained, where it asks for them.
+
+    A network asks by a method `prepare(images)`.
+    """
+    asks = getattr(model, "prepare", None)
+    if asks is not None:
+        asks(images)
+
+
+def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
+    """Name the modules that Grad-CAM can look at: those of `model.endpoints()`, else its direct children."""
+    names = getattr(model, "endpoints", None)
+    return names() if names is not None else dict(model.named_children())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One line of a network's table: where, what, what comes out (without the batch), what is learned."""
+
+    name: str
+    operation: str
+    output: tuple[int, ...]
+    parameters: int
+
+
+def layers(model: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
+    """List the layers of a network in the order in which one C×H×W image of `shape` passes them."""
+    rows: list[Layer] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, _: object, output: Tensor) -> None:
+        own = list(module.parameters(recurse=False))
+        count = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+        rows.append(Layer(names[module], _operation(module), tuple(output.shape[1:]), count))
+
+    watched = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
+    hooks = [module.register_forward_hook(note) for module in watched]
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _operation(module: nn.Module) -> str:
+    match module:
+        case nn.Conv2d():
+            height, width = module.kernel_size
+            frozen = "" if module.weight.requires_grad else ", frozen"
+            return f"conv {height}×{width}, stride {module.stride[0]}, padding {module.padding[0]}{frozen}"
+        case nn.MaxPool2d():
+            return f"max-pool {module.kernel_size}"
+        case nn.AdaptiveMaxPool2d():
+            return f"max-pool to {module.output_size}×{module.output_size}"
+        case nn.BatchNorm2d():
+            return "batch norm"
+        case nn.Linear():
+            return "linear" if module.bias is not None else "linear, no bias"
+        case Residual():
+            return "add the block's input, once"
+        case _:
+            return type(module).__name__
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set a model to evaluation, and each of its modules back to its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

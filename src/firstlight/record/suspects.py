@@ -1,0 +1,107 @@
+"""The label errors of a training set, as a run folder keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from firstlight.data.images import DataFacts, ImageSet
+from firstlight.errors import InputError
+from firstlight.insight.suspects import Suspects
+from firstlight.record import tables
+from firstlight.record.run_folder import RunFolder
+
+SUSPECTS = "suspects.safetensors"
+SUSPECTS_TABLE = "suspects.csv"
+KEPT_SUSPECTS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSuspects:
+    """What a run folder keeps of the label errors of its training set.
+
+    labels: int64, N, and probabilities: N×K, out of sample, rounded to fp16; of the whole training set.
+    count: the estimated number of wrong labels.
+    indices: int64, scores: fp32, suggested: int64, as in `Suspects`, images: uint8, and names; of the most
+        doubtful, at most `KEPT_SUSPECTS`, the most doubtful first.
+    """
+
+    labels: Tensor
+    probabilities: Tensor
+    count: int
+    indices: Tensor
+    scores: Tensor
+    suggested: Tensor
+    images: Tensor
+    names: Sequence[str]
+
+    @classmethod
+    def write(cls, folder: RunFolder, ranking: Suspects, probabilities: Tensor, images: ImageSet) -> Self:
+        """Keep the ranking of a training set; both files are written, or neither is there."""
+        kept = ranking.order[:KEPT_SUSPECTS]
+        tensors = {
+            "labels": images.labels,
+            "probabilities": probabilities.half(),
+            "count": torch.tensor(ranking.count),
+            "indices": kept,
+            "scores": ranking.scores[kept],
+            "suggested": ranking.suggested[kept],
+            "images": images.images[kept],
+        }
+        folder.write_tensors(SUSPECTS, tensors)
+        try:
+            folder.write(SUSPECTS_TABLE, tables.suspects(ranking, images))
+        except BaseException:
+            folder.remove(SUSPECTS)
+            folder.remove(SUSPECTS_TABLE)
+            raise
+        return cls(
+            images.labels,
+            probabilities.half().float(),
+            ranking.count,
+            kept,
+            ranking.scores[kept],
+            ranking.suggested[kept],
+            images.images[kept],
+            [images.names[index] for index in kept.tolist()],
+        )
+
+    @classmethod
+    def read(cls, folder: RunFolder, data: DataFacts) -> Self | None:
+        """Return what `write` wrote, None where there is nothing; InputError where it does not fit the data.
+
+        Only images in the table have their names; the others are named by their index.
+        """
+        if not folder.has(SUSPECTS):
+            return None
+        tensors = folder.read_tensors(SUSPECTS)
+        try:
+            labels, indices, suggested = (tensors[key].long() for key in ("labels", "indices", "suggested"))
+            rows, scores = tensors["probabilities"].float(), tensors["scores"].float()
+            images, count = tensors["images"], int(tensors["count"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"{folder.path / SUSPECTS} is not as cross-fitting writes it: {error}") from None
+        fits = (
+            labels.ndim == indices.ndim == 1
+            and rows.shape == (len(labels), len(data.classes))
+            and scores.shape == suggested.shape == indices.shape
+            and (images.dtype, images.shape) == (torch.uint8, (len(indices), *data.shape))
+            and 0 <= count <= len(labels)
+            and _within(torch.cat([labels, suggested]), len(data.classes))
+            and _within(indices, len(labels))
+        )
+        if not fits:
+            raise InputError(
+                f"{folder.path / SUSPECTS} does not fit the {len(data.classes)} classes of the run"
+            )
+        known = tables.names(folder.read_text(SUSPECTS_TABLE)) if folder.has(SUSPECTS_TABLE) else {}
+        names = [known.get(index, f"#{index}") for index in indices.tolist()]
+        return cls(labels, rows, count, indices, scores, suggested, images, names)
+
+
+def _within(indices: Tensor, count: int) -> bool:
+    return bool(((indices >= 0) & (indices < count)).all())
