@@ -18,7 +18,7 @@ import torch
 
 from firstlight.data import cifar10
 from firstlight.data.cache import Arrays, KeptArrays, digest
-from firstlight.data.cifar10 import CLASSES, MEAN, SOURCES, STD, Cifar10, NumberedNames, read_arrays
+from firstlight.data.cifar10 import CLASSES, MEAN, SOURCES, STD, Cifar10, read_arrays
 from firstlight.data.cifar10_files import CIFAR10, NAMES, Edition
 from firstlight.data.download import PublishedFile
 from firstlight.data.images import statistics
@@ -342,19 +342,10 @@ def test_load_gives_image_sets_without_a_warning(small: Small, monkeypatch: pyte
             train, test = Cifar10().load(small.places["py"])
     assert (len(train), len(test)) == (8, 4)
     assert (train.mean, train.std) == (test.mean, test.std) == (MEAN, STD)
+    assert train.facts == test.facts == Cifar10().facts()
     assert train.classes == CLASSES
     assert (train.names[0], test.names[3]) == ("train/00000", "test/00003")
     np.testing.assert_array_equal(train.images.numpy(), small.arrays["train_images"])
-
-
-def test_numbered_names_behave_like_a_list() -> None:
-    names = NumberedNames("test", 12)
-    assert list(names) == [f"test/{number:05d}" for number in range(12)]
-    assert names[-1] == "test/00011"
-    assert names[2:4] == ["test/00002", "test/00003"]
-    assert "test/00003" in names and "test/00012" not in names
-    with pytest.raises(IndexError):
-        names[12]
 
 
 def test_sources_name_the_published_archives() -> None:

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, overload
+from typing import ClassVar
 
 import torch
 
 from firstlight.data.cache import Arrays, KeptArrays, stamps
-from firstlight.data.cifar10_files import CIFAR10, NAMES, Edition, decode, find
+from firstlight.data.cifar10_files import CIFAR10, NAMES, SHAPE, Edition, decode, find
 from firstlight.data.download import DownloadFailed, Mirror, download
-from firstlight.data.images import ImageSet
+from firstlight.data.images import DataFacts, ImageSet
 from firstlight.errors import InputError
 from firstlight.machine.storage import cache_folder
 
@@ -41,33 +41,14 @@ SOURCES = (
 
 
 @dataclass(frozen=True)
-class NumberedNames(Sequence[str]):
-    """The names `part/00000`, `part/00001`, … without a list of them."""
-
-    part: str
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [f"{self.part}/{number:05d}" for number in range(self.length)[index]]
-        return f"{self.part}/{range(self.length)[index]:05d}"
-
-
-@dataclass(frozen=True)
 class Cifar10:
     """CIFAR-10 as a source: found in a folder or in the user's cache, or else downloaded there."""
 
     name: ClassVar[str] = "cifar10"
-    title: ClassVar[str] = "CIFAR-10"
-    classes: ClassVar[tuple[str, ...]] = CLASSES
-    shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
+
+    def facts(self) -> DataFacts:
+        """Return classes, shape, mean and deviation, all known without loading."""
+        return DataFacts(CLASSES, SHAPE, MEAN, STD)
 
     def load(self, data_dir: Path | None = None) -> tuple[ImageSet, ImageSet]:
         """Return (train, test) in the official order; the images are memory-mapped where a cache can be kept.
@@ -86,7 +67,7 @@ class Cifar10:
                 classes=CLASSES,
                 mean=MEAN,
                 std=STD,
-                names=NumberedNames(part, len(arrays[f"{part}_labels"])),
+                names=[f"{part}/{number:05d}" for number in range(len(arrays[f"{part}_labels"]))],
             )
             for part in ("train", "test")
         )

@@ -18,7 +18,7 @@ from firstlight.data.pickles import read_pickle
 from firstlight.errors import InputError
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
-_SHAPE = (3, 32, 32)
+SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
 _CLASSES = 10
 _FOLDERS = {"python": "cifar-10-batches-py", "binary": "cifar-10-batches-bin"}
@@ -120,7 +120,7 @@ def decode(copy: FoundCopy, edition: Edition) -> Arrays:
     Raises InputError, naming the file, where it does not hold what was published.
     """
     count, last = edition.images_per_batch, len(edition.batches) - 1
-    images = np.empty(((last + 1) * count, *_SHAPE), dtype=np.uint8)
+    images = np.empty(((last + 1) * count, *SHAPE), dtype=np.uint8)
     labels = np.empty((last + 1) * count, dtype=np.int64)
     for number, name, data in _batches(copy, edition):
         part = slice(number * count, (number + 1) * count)
@@ -131,7 +131,7 @@ def decode(copy: FoundCopy, edition: Edition) -> Arrays:
             )
         if batch[1].min() < 0 or batch[1].max() >= _CLASSES:
             raise InputError(f"{name} holds a label outside 0…9", "Take it from its publisher again.")
-        images[part], labels[part] = batch[0].reshape(count, *_SHAPE), batch[1]
+        images[part], labels[part] = batch[0].reshape(count, *SHAPE), batch[1]
     train = last * count
     parts = (images[:train], labels[:train], images[train:], labels[train:])
     arrays: Arrays = dict(zip(NAMES, parts, strict=True))

@@ -13,6 +13,21 @@ from torch import Tensor
 from firstlight.errors import InputError
 
 
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of a set of images: enough to name a class and to normalise an image.
+
+    classes: names in label order.
+    shape: channels, height and width of one image.
+    mean, std: one number per channel, of pixel values scaled to 0…1; empty where only loading tells.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Labelled images of one size, with what is needed to normalise and to name them.
@@ -60,6 +75,10 @@ class ImageSet:
         """Channels, height and width of one image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def facts(self) -> DataFacts:
+        return DataFacts(self.classes, self.shape, self.mean, self.std)
 
     @cached_property
     def digest(self) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from firstlight.data.images import ImageSet, statistics
+from firstlight.data.images import DataFacts, ImageSet, statistics
 from firstlight.data.shape_fields import FIELDS, KINDS, Draws, Plane, Words, disc, turn
 from firstlight.errors import InputError
 
@@ -230,9 +230,6 @@ class Shapes:
     """
 
     name: ClassVar[str] = "shapes"
-    title: ClassVar[str] = "Shapes"
-    classes: ClassVar[tuple[str, ...]] = KINDS
-    shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
     train: int = 5000
     test: int = 2000
@@ -244,6 +241,10 @@ class Shapes:
         for part, count in (("train", self.train), ("test", self.test)):
             if count < 1:
                 raise InputError(f"shapes cannot have {count} {part} images", f"Set {part} to 1 or more.")
+
+    def facts(self) -> DataFacts:
+        """Return classes and shape; mean and deviation are known once the images are drawn."""
+        return DataFacts(KINDS, (3, _SIDE, _SIDE))
 
     def load(self, data_dir: Path | None = None) -> tuple[ImageSet, ImageSet]:
         """Return (train, test), with masks and the training images' mean and deviation.

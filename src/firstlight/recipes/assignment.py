@@ -203,9 +203,10 @@ def layer_table(layers: Sequence[Layer]) -> list[str]:
 
 def recipe_lines(recipe: Recipe, purpose: str) -> list[str]:
     """Write a recipe for a terminal: its network layer by layer, what is fixed, what is free."""
-    shape = recipe.data.shape
+    facts = recipe.data.facts()
+    shape = facts.shape
     with seeded(0, "shown"):
-        rows = layers_of(recipe.model(len(recipe.data.classes), shape[0]), shape)
+        rows = layers_of(recipe.model(len(facts.classes), shape[0]), shape)
     free = free_choices(recipe)
     width = max(map(len, free))
     fixed = [f"  {line}" for line in checklist(recipe, rows)]
