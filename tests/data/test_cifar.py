@@ -18,7 +18,7 @@ import torch
 
 from firstlight.data import cifar10
 from firstlight.data.cache import Arrays, KeptArrays, digest
-from firstlight.data.cifar10 import CLASSES, MEAN, SOURCES, STD, Cifar10, read_arrays
+from firstlight.data.cifar10 import CLASSES, MEAN, MIRRORS, STD, Cifar10, read_arrays
 from firstlight.data.cifar10_files import CIFAR10, NAMES, Edition
 from firstlight.data.download import PublishedFile
 from firstlight.data.images import statistics
@@ -103,7 +103,7 @@ class Small:
 
     def read(self, place: Path | str | None) -> Arrays:
         where = self.places[place] if isinstance(place, str) else place
-        return read_arrays(where, edition=self.edition, sources=())
+        return read_arrays(where, edition=self.edition, mirrors=())
 
     def assert_same(self, arrays: Arrays) -> None:
         assert list(arrays) == list(NAMES)
@@ -254,10 +254,11 @@ def test_without_data_the_error_names_three_ways_out(
     monkeypatch: pytest.MonkeyPatch, small: Small, offline: str
 ) -> None:
     monkeypatch.setenv("FIRSTLIGHT_OFFLINE", offline)
-    closed = [replace(source, url="http://127.0.0.1:9/x") for source in SOURCES]
+    closed = [replace(mirror, url="http://127.0.0.1:9/x") for mirror in MIRRORS]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)  # before a second try
     with pytest.raises(InputError) as caught:
-        read_arrays(edition=small.edition, sources=closed)
+        read_arrays(edition=small.edition, mirrors=closed)
     assert "\n" not in caught.value.message
     assert ("OFFLINE" in caught.value.message) == (offline == "1")
     for way in (
@@ -348,11 +349,11 @@ def test_load_gives_image_sets_without_a_warning(small: Small, monkeypatch: pyte
     np.testing.assert_array_equal(train.images.numpy(), small.arrays["train_images"])
 
 
-def test_sources_name_the_published_archives() -> None:
-    assert len(SOURCES) >= 3
-    for source in SOURCES:
-        assert source.url.startswith("https://") and source.file.name in source.url
-        assert source.file in (CIFAR10.python_archive, CIFAR10.binary_archive)
+def test_the_mirrors_have_the_published_archives_and_the_slow_one_is_last() -> None:
+    assert len(MIRRORS) >= 3 and "toronto" in MIRRORS[-1].url
+    for mirror in MIRRORS:
+        assert mirror.url.startswith("https://") and mirror.file.name in mirror.url
+        assert mirror.file in (CIFAR10.python_archive, CIFAR10.binary_archive)
 
 
 def test_the_real_set(cifar_folder: Path) -> None:

