@@ -18,7 +18,7 @@ import torch
 
 from firstlight.data import cifar10
 from firstlight.data.cache import Arrays, KeptArrays, digest
-from firstlight.data.cifar10 import CLASSES, MEAN, SOURCES, STD, Cifar10, NumberedNames, read_arrays
+from firstlight.data.cifar10 import CLASSES, MEAN, MIRRORS, STD, Cifar10, read_arrays
 from firstlight.data.cifar10_files import CIFAR10, NAMES, Edition
 from firstlight.data.download import PublishedFile
 from firstlight.data.images import statistics
@@ -103,7 +103,7 @@ class Small:
 
     def read(self, place: Path | str | None) -> Arrays:
         where = self.places[place] if isinstance(place, str) else place
-        return read_arrays(where, edition=self.edition, sources=())
+        return read_arrays(where, edition=self.edition, mirrors=())
 
     def assert_same(self, arrays: Arrays) -> None:
         assert list(arrays) == list(NAMES)
@@ -254,10 +254,11 @@ def test_without_data_the_error_names_three_ways_out(
     monkeypatch: pytest.MonkeyPatch, small: Small, offline: str
 ) -> None:
     monkeypatch.setenv("FIRSTLIGHT_OFFLINE", offline)
-    closed = [replace(source, url="http://127.0.0.1:9/x") for source in SOURCES]
+    closed = [replace(mirror, url="http://127.0.0.1:9/x") for mirror in MIRRORS]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)  # before a second try
     with pytest.raises(InputError) as caught:
-        read_arrays(edition=small.edition, sources=closed)
+        read_arrays(edition=small.edition, mirrors=closed)
     assert "\n" not in caught.value.message
     assert ("OFFLINE" in caught.value.message) == (offline == "1")
     for way in (
@@ -342,26 +343,17 @@ def test_load_gives_image_sets_without_a_warning(small: Small, monkeypatch: pyte
             train, test = Cifar10().load(small.places["py"])
     assert (len(train), len(test)) == (8, 4)
     assert (train.mean, train.std) == (test.mean, test.std) == (MEAN, STD)
+    assert train.facts == test.facts == Cifar10().facts()
     assert train.classes == CLASSES
     assert (train.names[0], test.names[3]) == ("train/00000", "test/00003")
     np.testing.assert_array_equal(train.images.numpy(), small.arrays["train_images"])
 
 
-def test_numbered_names_behave_like_a_list() -> None:
-    names = NumberedNames("test", 12)
-    assert list(names) == [f"test/{number:05d}" for number in range(12)]
-    assert names[-1] == "test/00011"
-    assert names[2:4] == ["test/00002", "test/00003"]
-    assert "test/00003" in names and "test/00012" not in names
-    with pytest.raises(IndexError):
-        names[12]
-
-
-def test_sources_name_the_published_archives() -> None:
-    assert len(SOURCES) >= 3
-    for source in SOURCES:
-        assert source.url.startswith("https://") and source.file.name in source.url
-        assert source.file in (CIFAR10.python_archive, CIFAR10.binary_archive)
+def test_the_mirrors_have_the_published_archives_and_the_slow_one_is_last() -> None:
+    assert len(MIRRORS) >= 3 and "toronto" in MIRRORS[-1].url
+    for mirror in MIRRORS:
+        assert mirror.url.startswith("https://") and mirror.file.name in mirror.url
+        assert mirror.file in (CIFAR10.python_archive, CIFAR10.binary_archive)
 
 
 def test_the_real_set(cifar_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +99,8 @@ def test_a_size_that_is_none_is_refused(object_size: int) -> None:
 def test_the_source_keeps_its_parts_apart() -> None:
     train, test = Shapes(train=300, test=100).load()
     assert len(train) == 300 and len(test) == 100 and train.classes == KINDS == test.classes
-    assert train.mean == test.mean and train.std == test.std and train.masks is not None
+    assert train.facts == test.facts and train.masks is not None
+    assert replace(train.facts, mean=(), std=()) == Shapes().facts()
     assert train.names[7] == "train/00007" and test.names[0] == "test/00000"
     own = {image.numpy().tobytes() for image in train.images}
     assert not any(image.numpy().tobytes() in own for image in test.images)

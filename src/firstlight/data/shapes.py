@@ -118,64 +118,82 @@ def _apart(colour: Paint, ground: Paint, least: int) -> Paint:
     return np.where(near, ground + np.where(up, np.int32(least), np.int32(-least)) // 3, colour)
 
 
-def _draw(
-    seed: int, indices: Words, kinds: npt.NDArray[np.int64], object_size: int
-) -> tuple[Paint, npt.NDArray[np.bool_]]:
-    """Return images, 0…255, and masks of one kind each."""
-    draws = Draws(seed, 1, indices)
-    first, second, body, detail, other, front = _colours(draws)
-    grid = np.arange(_SIDE, dtype=np.int32) * 16 - (_SIDE * 8 - 8)  # pixel centres in 1/16 pixel
-    x, y = np.broadcast_arrays(grid[None, None, :], grid[None, :, None])
+class _Scene:
+    """Some images while they are drawn, in five stages: each takes the draws that follow the last one's."""
 
-    ground = np.clip((_clouds(draws) * 3 + _pattern(draws, x, y) * draws.between(0, 1)) >> 2, 0, 256)
-    canvas = first + (((second - first) * ground[:, None]) >> 8)
-    for colour in (other, detail, second):
-        coverage = _stroke(draws, x, y, 220, 6, 22) * draws.chance(40)
-        _paint(canvas, colour, (coverage * draws.between(100, 256)) >> 8)
-    for colour in (second, other):
-        blob = disc(x - draws.between(-256, 256), y - draws.between(-256, 256), draws.between(20, 110))
-        _paint(canvas, colour, np.clip(128 + blob * draws.between(1, 3), 0, 256) * draws.chance(40))
+    x: Plane
+    y: Plane
 
-    radius = draws.between(112, 208) * object_size // 100  # 7 to 13 pixels, at the usual size
-    middle = np.maximum(256 - radius, 40)
-    left, top = (((draws.between(-256, 256)) * middle) >> 8 for _ in range(2))
-    tilt, stretch, trait = draws.between(320, 400), draws.between(1024, 1280), draws.between(0, 255)
+    def __init__(self, seed: int, indices: Words, kinds: npt.NDArray[np.int64]) -> None:
+        self.draws, self.kinds = Draws(seed, 1, indices), kinds
+        self.first, self.second, self.body, self.detail, self.other, self.front = _colours(self.draws)
+        grid = np.arange(_SIDE, dtype=np.int32) * 16 - (_SIDE * 8 - 8)  # pixel centres in 1/16 pixel
+        self.x, self.y = np.broadcast_arrays(grid[None, None, :], grid[None, :, None])
 
-    def coverage_at(shift: Plane | int, softness: int) -> Plane:
-        u, v = turn((x - left - shift) * 16, (y - top - shift) * 16, tilt)
+    def ground(self) -> None:
+        """Begin the canvas: two colours, mixed by clouds and a pattern."""
+        pattern = _clouds(self.draws) * 3 + _pattern(self.draws, self.x, self.y) * self.draws.between(0, 1)
+        mix = np.clip(pattern >> 2, 0, 256)
+        self.canvas = self.first + (((self.second - self.first) * mix[:, None]) >> 8)
+
+    def clutter(self) -> None:
+        """Paint strokes and blobs that belong to no object."""
+        draws, x, y = self.draws, self.x, self.y
+        for colour in (self.other, self.detail, self.second):
+            coverage = _stroke(draws, x, y, 220, 6, 22) * draws.chance(40)
+            _paint(self.canvas, colour, (coverage * draws.between(100, 256)) >> 8)
+        for colour in (self.second, self.other):
+            blob = disc(x - draws.between(-256, 256), y - draws.between(-256, 256), draws.between(20, 110))
+            _paint(self.canvas, colour, np.clip(128 + blob * draws.between(1, 3), 0, 256) * draws.chance(40))
+
+    def object(self, size: int) -> None:
+        """Paint the object and its shadow; from here on the middle of the object is the origin."""
+        draws = self.draws
+        radius = draws.between(112, 208) * size // 100  # 7 to 13 pixels, at the usual size
+        middle = np.maximum(256 - radius, 40)
+        left, top = (((draws.between(-256, 256)) * middle) >> 8 for _ in range(2))
+        self.x, self.y = self.x - left, self.y - top
+        pose = radius, draws.between(320, 400), draws.between(1024, 1280), draws.between(0, 255)
+
+        shadow = self._coverage(pose, draws.between(12, 40), 2) * draws.chance(50)
+        _paint(self.canvas, np.zeros_like(self.first), (shadow * 90) >> 8)
+        veil = draws.between(0, 80)[:, None]
+        around = (self.first + self.second) >> 1
+        body = _apart(self.body + (((around - self.body) * veil) >> 8), around, 180)
+        pattern = (_pattern(draws, self.x, self.y) * draws.between(30, 140)) >> 8
+        self.covered = self._coverage(pose, 0, 0)
+        _paint(self.canvas, body + (((self.detail - body) * pattern[:, None]) >> 8), self.covered)
+
+    def _coverage(self, pose: tuple[Plane, ...], shift: Plane | int, softness: int) -> Plane:
+        radius, tilt, stretch, trait = pose
+        u, v = turn((self.x - shift) * 16, (self.y - shift) * 16, tilt)
         u, v = u * 64 // radius, (v * 64 // radius) * stretch >> 10
         field = np.empty_like(u)
         for number, kind in enumerate(FIELDS.values()):
-            chosen = kinds == number
-            field[chosen] = kind(u[chosen], v[chosen], trait[chosen])
+            rows = self.kinds == number
+            field[rows] = kind(u[rows], v[rows], trait[rows])
         return np.clip(128 + (np.clip(field, -1024, 1024) * radius >> (6 + softness)), 0, 256)
 
-    shadow = coverage_at(draws.between(12, 40), 2) * draws.chance(50)
-    _paint(canvas, np.zeros_like(first), (shadow * 90) >> 8)
-    veil = draws.between(0, 80)[:, None]
-    around = (first + second) >> 1
-    body = _apart(body + (((around - body) * veil) >> 8), around, 180)
-    inside = (_pattern(draws, x - left, y - top) * draws.between(30, 140)) >> 8
-    covered = coverage_at(0, 0)
-    _paint(canvas, body + (((detail - body) * inside[:, None]) >> 8), covered)
+    def occluders(self) -> npt.NDArray[np.bool_]:
+        """Paint strokes across the object, unless they would hide much of it; return where it is seen."""
+        draws = self.draws
+        strokes = [_stroke(draws, self.x, self.y, 150, 12, 30) * draws.chance(25) for _ in range(2)]
+        whole = self.covered >= 128
+        mask = whole & (np.maximum(*strokes) < 128)
+        enough = 5 * mask.sum(axis=(1, 2), keepdims=True) >= 3 * whole.sum(axis=(1, 2), keepdims=True)
+        for colour, stroke in zip((self.front, self.other), strokes, strict=True):
+            _paint(self.canvas, colour, stroke * enough)
+        return np.where(enough, mask, whole)
 
-    strokes = [_stroke(draws, x - left, y - top, 150, 12, 30) * draws.chance(25) for _ in range(2)]
-    whole = covered >= 128
-    mask = whole & (np.maximum(*strokes) < 128)
-    enough = 5 * mask.sum(axis=(1, 2), keepdims=True) >= 3 * whole.sum(axis=(1, 2), keepdims=True)
-    for colour, stroke in zip((front, other), strokes, strict=True):
-        occluder = stroke * enough
-        _paint(canvas, colour, occluder)
-    mask = np.where(enough, mask, whole)
-
-    gain = draws.between(190, 256)[:, None]
-    canvas = 128 + (((canvas - 128) * gain) >> 8) + draws.between(-24, 24)[:, None]
-    bits = draws.words(_SIDE * _SIDE).reshape(-1, 1, _SIDE, _SIDE)
-    shifts = np.array([0, 20, 40], dtype=np.uint64)[None, :, None, None]
-    low, high = bits >> shifts & np.uint64(1023), bits >> (shifts + np.uint64(10)) & np.uint64(1023)
-    grain = (low + high).astype(np.int32) - 1023  # two even draws: nearly bell-shaped
-    canvas += (grain * draws.between(4, 28)[:, None]) >> 10
-    return np.clip(canvas, 0, 255), mask
+    def grain(self) -> Paint:
+        """Return the images, 0…255: the canvas with another contrast and brightness, and with noise."""
+        gain, offset = self.draws.between(190, 256)[:, None], self.draws.between(-24, 24)[:, None]
+        bits = self.draws.words(_SIDE * _SIDE).reshape(-1, 1, _SIDE, _SIDE)
+        shifts = np.array([0, 20, 40], dtype=np.uint64)[None, :, None, None]
+        low, high = bits >> shifts & np.uint64(1023), bits >> (shifts + np.uint64(10)) & np.uint64(1023)
+        noise = (low + high).astype(np.int32) - 1023  # two even draws: nearly bell-shaped
+        noise = (noise * self.draws.between(4, 28)[:, None]) >> 10
+        return np.clip(128 + (((self.canvas - 128) * gain) >> 8) + offset + noise, 0, 255)
 
 
 def _check_size(object_size: int) -> None:
@@ -218,7 +236,12 @@ def make_shapes(
         part = slice(start, min(start + _CHUNK, count))
         indices = np.arange(first + part.start, first + part.stop, dtype=np.uint64)
         labels[part] = _labels(seed, indices)
-        images[part], masks[part] = _draw(seed, indices, labels[part], object_size)
+        scene = _Scene(seed, indices, labels[part])
+        scene.ground()
+        scene.clutter()
+        scene.object(object_size)
+        masks[part] = scene.occluders()
+        images[part] = scene.grain()
     return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(masks)
 
 
@@ -251,22 +274,12 @@ class Shapes:
 
         `data_dir` is there because every source takes one; nothing is read, so it is ignored.
         """
-        parts = [("train", self.train, 0), ("test", self.test, _FIRST_TEST)]
-        drawn = [
-            (part, make_shapes(count, seed=self.seed, first=first, object_size=self.object_size))
-            for part, count, first in parts
-        ]
-        mean, std = statistics(drawn[0][1][0])
-        train, test = (
-            ImageSet(
-                images=images,
-                labels=labels,
-                classes=KINDS,
-                mean=mean,
-                std=std,
-                names=[f"{part}/{number:05d}" for number in range(len(labels))],
-                masks=masks,
-            )
-            for part, (images, labels, masks) in drawn
-        )
-        return train, test
+        train = make_shapes(self.train, seed=self.seed, object_size=self.object_size)
+        test = make_shapes(self.test, seed=self.seed, object_size=self.object_size, first=_FIRST_TEST)
+        mean, std = statistics(train[0])
+
+        def image_set(part: str, images: Tensor, labels: Tensor, masks: Tensor) -> ImageSet:
+            names = [f"{part}/{number:05d}" for number in range(len(labels))]
+            return ImageSet(images, labels, KINDS, mean, std, names, masks)
+
+        return image_set("train", *train), image_set("test", *test)
