@@ -103,8 +103,8 @@ def test_recipes_lists_and_shows_the_specification(tmp_path: Path) -> None:
         "24 epochs",
         "end of epoch 5",
         "no annihilation",
-        "weight decay",
-        "padding mode",
+        "weight_decay        0.0005",
+        "padding",
     ):
         assert said in shown, said
     assert "✗" not in shown
@@ -117,7 +117,7 @@ BAD = [
     (["train", "shapes.demo", "--set", "peak_lr=high"], "takes a number"),
     (["train", "shapes.demo", "--set", "peak_lr"], "KEY=VALUE"),
     (["train", "shapes.demo", "--epochs", "0"], "epochs must be at least 1"),
-    (["train", "shapes.demo", "--epochs", "few"], "whole number"),
+    (["train", "shapes.demo", "--epochs", "few"], "not a valid integer"),
     (["train", "shapes.demo", "--set", "peak_epoch=30"], "outside the 24 epochs"),
     (["train", "shapes.demo", "--set", "train=100"], "larger than the 100 training images"),
     (["train", "shapes.demo", "--out", "."], "exists already"),

@@ -40,6 +40,6 @@ def test_one_cell_trains_shows_and_predicts(tmp_path: Path) -> None:
     again = firstlight.evaluate(run, precision="fp32")
     assert (
         again.accuracy
-        == run.summary["test_accuracy"]
+        == run.summary.test_accuracy
         == firstlight.open_run(tmp_path / "run").evaluation.accuracy
     )

@@ -17,7 +17,7 @@ from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
 from firstlight.recipes import named
 from firstlight.record import record
-from firstlight.record.run_folder import RunFolder
+from firstlight.record.record import Record
 
 IMAGES = image_set(40)
 
@@ -28,7 +28,7 @@ def run_folder(path: Path, wrong: dict[int, int], images: ImageSet = IMAGES, dig
     for index, predicted in wrong.items():
         predictions[index] = predicted
     evaluation = Evaluation(images.classes, images.labels, torch.eye(4)[predictions], images.names)
-    folder = RunFolder.create("", path)
+    writing = Record.create("", path)
     data = {
         "classes": list(images.classes),
         "shape": list(images.shape),
@@ -36,8 +36,8 @@ def run_folder(path: Path, wrong: dict[int, int], images: ImageSet = IMAGES, dig
         "std": list(images.std),
         "test_sha256": digest,
     }
-    record.write_start(folder, named("shapes.demo"), None, {"data": data}, {"images": images.images[:1]})
-    record.write_evaluation(folder, evaluation, evaluation, images)
+    writing.begin(named("shapes.demo"), None, {"data": data}, {"images": images.images[:1]})
+    writing.write_evaluation(evaluation, evaluation, images)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -63,21 +64,21 @@ class Recipe:
     """What is trained, on what, and how.
 
     name: of the recipe; a run folder is named after it.
-    data: the images; a source.
-    model: the network: a spec, or an `nn.Module`, its class, or a function that returns one.
+    data: the images: a source.
+    model: the network: a spec, an `nn.Module`, its class, or a function that returns one.
     augment: augmentations, in their order.
     optimizer: how a gradient becomes a step.
-    schedule: the learning rate, step by step; linear or cosine.
+    schedule: the learning rate, step by step.
     objective: what a step minimises.
-    finder: what finds the rates that the schedule leaves open.
-    batch_size: images a step.
+    finder: finds the rates that the schedule leaves open.
+    batch_size: images in a step.
     epochs: how often every image is shown.
-    sides: to which the images of the first epochs are resized, one side for each of these epochs.
-    average_decay: of the moving average of the weights, a step; 0 keeps none.
-    validation: training images held out, stratified; 0 trains on all.
-    best_on_validation: keep the weights of the epoch that was best on them, instead of the last.
-    tta_shift: pixels by which test-time augmentation also moves the images.
-    seed: of weights, order and augmentation.
+    sides: image sides of the first epochs, one for each (progressive resizing); later ones are whole.
+    average_decay: decay of the moving average of the weights, in a step; 0 keeps none.
+    validation: number of training images held out, stratified; 0 trains on all.
+    best_on_validation: keep the weights of the epoch that was best on validation, instead of the last.
+    tta_shift: pixels by which test-time augmentation moves an image; 0 does not.
+    seed: seed of weights, order and augmentation.
     """
 
     name: str
@@ -183,8 +184,9 @@ class Recipe:
         hints = typing.get_type_hints(Recipe)
         own = {key: checked(key, value, hints[key]) for key, value in settings.items() if key in hints}
         _require("name" not in own, "a recipe's name cannot be set")
-        # Whole parts first: another setting may be one of a new part.
-        recipe = dataclasses.replace(self, **own)
+        # Whole parts first, since another setting may be one of a new part; all is checked together at the end.
+        recipe = copy.copy(self)
+        vars(recipe).update(own)
         changes: dict[str, dict[str, Any]] = {}
         for key in settings.keys() - own.keys():
             setting = recipe.setting(key)
@@ -210,11 +212,8 @@ def checked(key: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     if key in KINDS:
-        _require(
-            callable(value) or isinstance(value, tuple),
-            f"{key} cannot be {value!r}",
-            f"Give a part: {_names(key)}.",
-        )
+        plain = value is None or isinstance(value, (str, int, float, list, dict))
+        _require(not plain, f"{key} cannot be {value!r}", f"Give a part: {_names(key)}.")
         return value
     if typing.get_origin(kind) is tuple:
         _require(isinstance(value, (tuple, list)), f"{key} takes a list of numbers, not {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ def crop(image: npt.NDArray[np.uint8], spec: Crop, top: int, left: int) -> npt.N
 
 def every_draw(augmentation: Augmentation, height: int, width: int) -> Tensor:
     """Return each draw there can be, once, as seen in many samples."""
-    drawn = augmentation.sample(4000, height, width, stream(0, "every"))
+    drawn = augmentation.sample(torch.arange(4000), height, width, partial(stream, 0, "every"), 0)
     return torch.stack([torch.tensor(row) for row in sorted(set(map(tuple, drawn.tolist())))])
 
 
@@ -44,7 +45,7 @@ def test_crop_equals_numpy(
     spec = Crop(size, pad=pad, padding=padding)
     if size > min(shape[1:]) + 2 * pad:
         with pytest.raises(InputError):
-            spec.sample(2, *shape[1:], stream(0))
+            spec.sample(torch.arange(2), *shape[1:], partial(stream, 0), 0)
         return
     draws = every_draw(spec, *shape[1:])
     images = random_images(len(draws), *shape)
@@ -58,7 +59,7 @@ def test_crop_equals_numpy(
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flip_equals_numpy(shape: tuple[int, int, int], layout: torch.memory_format) -> None:
-    draws = FlipLR().sample(20, *shape[1:], stream(0))
+    draws = FlipLR().sample(torch.arange(20), *shape[1:], partial(stream, 0), 0)
     assert set(draws.flatten().tolist()) == {0, 1}
     images = random_images(20, *shape)
     found = FlipLR().apply(images.to(memory_format=layout), draws)
@@ -90,7 +91,7 @@ def test_cutout_is_a_whole_square_of_zeros(
 def test_the_cutout_has_the_colour_of_the_mean() -> None:
     images = random_images(6)
     spec = Cutout(3)
-    draws = spec.sample(6, 8, 8, stream(0))
+    draws = spec.sample(torch.arange(6), 8, 8, partial(stream, 0), 0)
     found = augment(images, [spec], [draws], MEAN, STD)
     colours = torch.tensor(MEAN).view(3, 1, 1)
     denormalised = found * torch.tensor(STD).view(3, 1, 1) + colours
@@ -112,7 +113,7 @@ def test_the_cutout_has_the_colour_of_the_mean() -> None:
 def test_draws_cover_their_range_evenly(spec: Augmentation, choices: tuple[int, ...]) -> None:
     height, width = (8, 8) if choices == (9, 9) else (6, 8) if isinstance(spec, Crop) else (8, 10)
     count = 400 * int(np.prod(choices))
-    draws = spec.sample(count, height, width, stream(1, "uniform"))
+    draws = spec.sample(torch.arange(count), height, width, partial(stream, 1, "uniform"), 0)
     assert draws.dtype == torch.int64
     assert tuple(draws.shape) == (count, len(spec.columns))
     seen, counts = draws.unique(dim=0, return_counts=True)
@@ -126,7 +127,7 @@ def test_draws_cover_their_range_evenly(spec: Augmentation, choices: tuple[int, 
 def test_draws_come_from_the_given_stream_alone() -> None:
     before = global_random_states()
     for spec in (Crop(8), FlipLR(), Cutout(3)):
-        first, again, other = (spec.sample(50, 8, 8, stream(seed)) for seed in (0, 0, 1))
+        first, again, other = (spec.sample(torch.arange(50), 8, 8, partial(stream, seed), 0) for seed in (0, 0, 1))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
     assert global_random_states() == before
@@ -151,7 +152,7 @@ def test_the_pipeline_equals_crop_flip_normalise_cutout(shape: tuple[int, int, i
     specs: list[Augmentation] = [cropping, FlipLR(), Cutout(3)]
     draws, (height, width) = [], shape[1:]
     for place, spec in enumerate(specs):
-        draws.append(spec.sample(40, height, width, stream(0, place)))
+        draws.append(spec.sample(torch.arange(40), height, width, partial(stream, 0, place), 0))
         height, width = spec.output_size(height, width)
     found = augment(images, specs, draws, MEAN, STD)
     mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
@@ -172,7 +173,7 @@ def test_without_augmentations_images_are_normalised() -> None:
 def test_a_crop_after_normalisation_is_refused() -> None:
     images = random_images(2)
     specs = (Cutout(2), FlipLR())
-    draws = [spec.sample(2, 8, 8, stream(0)) for spec in specs]
+    draws = [spec.sample(torch.arange(2), 8, 8, partial(stream, 0), 0) for spec in specs]
     with pytest.raises(InputError, match="FlipLR"):
         augment(images, specs, draws, MEAN, STD)
 
@@ -189,7 +190,7 @@ def test_impossible_crops_are_refused(size: int, pad: int, padding: str) -> None
 )
 def test_what_is_too_large_for_the_image_is_refused(spec: Augmentation, height: int, width: int) -> None:
     with pytest.raises(InputError, match=f"{height}×{width}"):
-        spec.sample(1, height, width, stream(0))
+        spec.sample(torch.arange(1), height, width, partial(stream, 0), 0)
 
 
 def test_an_empty_cutout_is_refused() -> None:

@@ -28,11 +28,11 @@ from safetensors.torch import load_file
 
 import firstlight
 from firstlight.data.shapes import Shapes
-from firstlight.jobs.job import Job, resolve
+from firstlight.jobs.job import Job
 from firstlight.machine.machine import Machine, operations_on
 from firstlight.machine.processor import hardware_name
 from firstlight.recipe import Recipe
-from firstlight.recipes import RECIPES
+from firstlight.recipes import RECIPES, resolve
 from firstlight.training import optimizers
 from firstlight.training.loop import train_step
 
@@ -46,8 +46,8 @@ TOLERANCE = 2e-3
 def toy(name: str, train: int) -> Recipe:
     """Return a recipe that trains in seconds, on the built-in set, with rates; all else as it stands."""
     recipe = resolve(name)
-    peak_lr = recipe.peak_lr or 0.1
-    recipe = resolve(recipe, peak_lr=peak_lr, min_lr=recipe.min_lr or peak_lr / 100)
+    peak_lr = recipe.schedule.peak_lr or 0.1
+    recipe = resolve(recipe, peak_lr=peak_lr, min_lr=recipe.schedule.min_lr or peak_lr / 100)
     small = {"width": 16, "widths": (16, 32, 32), "stem": 16}
     fields = {field.name for field in dataclasses.fields(recipe.model)}
     model = dataclasses.replace(recipe.model, **{key: small[key] for key in small if key in fields})
@@ -58,12 +58,12 @@ def losses(name: str) -> list[float]:
     """Take the first steps of a recipe over two epochs, in fp32, with one thread."""
     recipe = toy(name, train=320)
     machine = Machine(torch.device("cpu"), "fp32", 1, "test")
-    job = Job.on(*recipe.data.load(), recipe, machine)
-    state, schedule = job.state(), job.schedule(None)
+    job = Job.with_images(*recipe.data.load(), recipe, machine)
+    state, schedule = job.state(), job.schedule()
     state.model.train()
     batches = itertools.chain.from_iterable(job.batches.epoch(epoch) for epoch in range(2))
     return [
-        float(train_step(state, images, labels, schedule(state.step), job.objective, machine))
+        float(train_step(state, images, labels, schedule(state.step), recipe.objective, machine))
         for images, labels in itertools.islice(batches, STEPS)
     ]
 

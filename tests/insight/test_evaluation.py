@@ -11,7 +11,7 @@ from tiny import CPU, TinyNet, digest, global_random_states, image_set
 from torch import Tensor
 
 from firstlight.data.augment import normalise
-from firstlight.insight.evaluation import Evaluation, evaluate, inference
+from firstlight.insight.evaluation import Evaluation, Views, evaluate, inference
 from firstlight.insight.intervals import wilson_interval
 
 
@@ -84,7 +84,7 @@ def test_batches_give_what_all_images_at_once_give(batch_size: int) -> None:
 
 def test_tta_is_the_mean_of_an_image_and_its_mirror_image() -> None:
     images, model = image_set(12), TinyNet().eval()
-    found = evaluate(model, images, CPU, tta=True, batch_size=5)
+    found = evaluate(model, images, CPU, views=Views(mirror=True), batch_size=5)
     pixels = normalise(images.images, images.mean, images.std)
     expected = (whole(model, pixels) + whole(model, pixels.flip(3))) / 2
     assert found.tta
@@ -95,7 +95,7 @@ def test_tta_is_the_mean_of_an_image_and_its_mirror_image() -> None:
 def test_a_shift_gives_half_of_the_weight_to_moved_views() -> None:
     images, model = image_set(12), TinyNet().eval()
     model.conv.padding = (0, 0)  # so that moving the image matters
-    found = evaluate(model, images, CPU, tta=True, shift=2, batch_size=5)
+    found = evaluate(model, images, CPU, views=Views(mirror=True, shift=2), batch_size=5)
     pixels = normalise(images.images, images.mean, images.std)
     rows = torch.tensor([2, 1, 0, 1, 2, 3, 4, 5])  # the image moved down by two, its edge mirrored
     down = pixels[:, :, rows][:, :, :, rows]
@@ -103,7 +103,7 @@ def test_a_shift_gives_half_of_the_weight_to_moved_views() -> None:
     views = ((pixels, 0.25), (down, 0.125), (up, 0.125))
     expected = sum(weight * (whole(model, x) + whole(model, x.flip(3))) for x, weight in views)
     torch.testing.assert_close(found.probabilities, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(found.probabilities, evaluate(model, images, CPU, tta=True).probabilities)
+    assert not torch.allclose(found.probabilities, evaluate(model, images, CPU, views=Views(mirror=True)).probabilities)
 
 
 def test_a_lower_precision_gives_nearly_the_same() -> None:
@@ -119,7 +119,7 @@ def test_evaluation_leaves_the_model_as_it_was() -> None:
     model, before = TinyNet().train(), global_random_states()
     model.norm.eval()
     kept = digest(model.state_dict().values())
-    evaluate(model, image_set(12), CPU, tta=True)
+    evaluate(model, image_set(12), CPU, views=Views(mirror=True))
     assert (model.training, model.conv.training, model.norm.training) == (True, True, False)
     assert digest(model.state_dict().values()) == kept
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -207,7 +207,7 @@ def test_ctrl_c_ends_at_a_whole_step_and_resume_goes_on(whole: tuple[Path, float
     assert json.loads((out / "summary.json").read_text())["interrupted"] is True
     assert newest_step(out) is not None
     run = train("shapes.demo", **SMALL, out=out, resume=True, quiet=True)
-    assert run.summary["interrupted"] is False
+    assert run.summary.interrupted is False
     assert outcome(out) == outcome(whole[0])
 
 

@@ -59,13 +59,13 @@ def test_seeds_are_whole_runs_and_their_scatter_is_said_and_written(
     folders = [found.path / f"seed-{seed}" for seed in (10, 11, 12)]
     runs = [firstlight.open_run(folder) for folder in folders]
     assert [run.recipe.seed for run in runs] == [10, 11, 12]
-    assert found.accuracies == tuple(run.summary["test_accuracy"] for run in runs)
-    assert found.accuracies_tta == tuple(run.summary["test_accuracy_tta"] for run in runs)
+    assert found.accuracies == tuple(run.summary.test_accuracy for run in runs)
+    assert found.accuracies_tta == tuple(run.summary.test_accuracy_tta for run in runs)
     assert found.mean == pytest.approx(statistics.mean(found.accuracies))
     assert found.sd == pytest.approx(statistics.stdev(found.accuracies)) and found.sd
     reach = student_quantile(2) * found.sd / 3**0.5
     assert found.interval == pytest.approx((max(0, found.mean - reach), min(1, found.mean + reach)))
-    assert found.train_seconds == pytest.approx(statistics.mean(run.summary["train_seconds"] for run in runs))
+    assert found.train_seconds == pytest.approx(statistics.mean(run.summary.train_seconds for run in runs))
     # The cost of all is said before the first of them starts.
     assert "3 seeds of shapes.demo: about" in said.split("seed 10, 1 of 3")[0]
     assert "3 times" in said.split("seed 10, 1 of 3")[0]
@@ -85,9 +85,9 @@ def test_seeds_are_whole_runs_and_their_scatter_is_said_and_written(
 
 
 def test_the_same_seeds_alone_give_the_same_accuracy_and_the_next_folder_has_a_number() -> None:
-    both = train("shapes.demo", seeds="2", quiet=True, **SMALL)
+    both = train("shapes.demo", seeds=2, quiet=True, **SMALL)
     alone = train("shapes.demo", seed=1, quiet=True, **SMALL)
-    assert alone.summary["test_accuracy"] == both.accuracies[1]
+    assert alone.summary.test_accuracy == both.accuracies[1]
     assert (both.path, alone.folder.path) == (Path("runs/shapes.demo"), Path("runs/shapes.demo-2"))
 
 
@@ -120,9 +120,10 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(InputError, match="exists already"):
         train("shapes.demo", seeds=2, out="taken", **SMALL)
+    (tmp_path / "taken" / "thesis.txt").write_text("years")
     with pytest.raises(InputError, match=rf"holds no {SEEDS}"):
         train("shapes.demo", seeds=2, out="taken", resume=True, **SMALL)
-    assert not list((tmp_path / "taken").iterdir())
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
 
 
 def stopped_in(seed: int, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
@@ -131,7 +132,7 @@ def stopped_in(seed: int, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> N
 
     def save_and_interrupt(self: Checkpoints, *values: Any) -> None:
         save(self, *values)
-        if self.folder.path.name == f"seed-{seed}":
+        if self.path.parent.name == f"seed-{seed}":
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -166,7 +167,7 @@ def test_stopped_within_a_seed_it_goes_on_there_and_keeps_what_is_finished(
 def test_resume_finds_the_newest_unfinished_seeds_and_leaves_single_runs_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(InputError, match="no seeds to resume"):
+    with pytest.raises(InputError, match="nothing to resume"):
         train("shapes.demo", seeds=3, resume=True, **SMALL)
     train("shapes.demo", quiet=True, **SMALL)
     stopped_in(0, monkeypatch, quiet=True)
@@ -217,11 +218,11 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_in_the_shell_a_wrong_number_of_seeds_is_two_lines_and_exit_code_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "firstlight.cli", "train", "shapes.demo", "--seeds", "few"]
+    command = [sys.executable, "-m", "firstlight.cli", "train", "shapes.demo", "--seeds", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
-        "firstlight: seeds takes a whole number of at least 1, not 'few'",
+        "firstlight: seeds takes a whole number of at least 1, not 0",
         "For example: --seeds 5",
     ]
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from firstlight.cli import main
 from firstlight.data.images import ImageSet
 from firstlight.data.shapes import Shapes
 from firstlight.errors import InputError, RunFailed
-from firstlight.insight.evaluation import evaluate
+from firstlight.insight.evaluation import Views, evaluate
 from firstlight.insight.suspects import suspects
 from firstlight.jobs import suspects as job_suspects
 from firstlight.jobs.job import Job
@@ -29,6 +29,8 @@ from firstlight.machine.streams import stream
 from firstlight.recipe import Recipe
 from firstlight.recipes import named
 from firstlight.record import record
+from firstlight.record import suspects as kept_suspects
+from firstlight.record.record import Record
 from firstlight.record.run_folder import RECIPE, RunFolder
 from firstlight.run import Run
 
@@ -118,7 +120,7 @@ def test_each_image_is_judged_once_by_a_network_trained_on_all_other_folds(
 
 def test_a_network_is_trained_by_its_recipe_and_learns() -> None:
     images, recipe = image_set(80, size=32), small_recipe().replace(epochs=6)
-    job = Job.on(images, images, recipe, CPU)
+    job = Job.with_images(images, images, recipe, CPU)
     before = evaluate(job.model, images, CPU).loss
     trained = job_suspects._trained(job, quiet=True)
     assert evaluate(trained, images, CPU).loss < 0.8 * before
@@ -126,7 +128,7 @@ def test_a_network_is_trained_by_its_recipe_and_learns() -> None:
 
 def test_averaged_weights_are_the_ones_that_judge() -> None:
     images, recipe = image_set(40, size=32), small_recipe().replace(average_decay=0.9)
-    job = Job.on(images, images, recipe, CPU)
+    job = Job.with_images(images, images, recipe, CPU)
     judge = job_suspects._trained(job, quiet=True)
     assert judge is not job.model
     last, mean = (evaluate(model, images, CPU).probabilities for model in (job.model, judge))
@@ -142,7 +144,7 @@ def test_a_recipe_that_mirrors_has_mirror_images_judged_too(monkeypatch: pytest.
     images, recipe = image_set(24), small_recipe().replace(batch_size=5)
     mirroring = recipe.replace(augment=(named("shapes.demo").augment[1],))
     for chosen, tta in ((recipe, False), (mirroring, True)):
-        expected = evaluate(ByLeftHalf(), images, CPU, tta=tta).probabilities
+        expected = evaluate(ByLeftHalf(), images, CPU, views=Views(mirror=tta)).probabilities
         assert torch.allclose(out_of_sample(chosen, images, CPU, quiet=True), expected)
 
 
@@ -150,17 +152,17 @@ def test_suspects_of_a_run_are_kept_in_its_folder(run: Path) -> None:
     before = files(run)
     found = cross_fit(run, folds=3, quiet=True, **HERE)
     after = files(run)
-    assert set(after) - set(before) == {record.SUSPECTS, record.SUSPECTS_TABLE}
+    assert set(after) - set(before) == {kept_suspects.SUSPECTS, kept_suspects.SUSPECTS_TABLE}
     assert {name: after[name] for name in before} == before, "nothing else changes"
 
     images, _ = Shapes(train=130, test=20).load()
     opened = Run.open(run)
-    kept = record.read_suspects(opened.folder)
+    kept = opened.suspects
     assert kept is not None
     assert torch.equal(kept.labels, images.labels), "images held out for validation are judged too"
-    assert kept.probabilities.shape == (130, 10) and len(kept.indices) == record.KEPT_SUSPECTS
+    assert kept.probabilities.shape == (130, 10) and len(kept.indices) == kept_suspects.KEPT_SUSPECTS
     assert torch.allclose(kept.probabilities.sum(1), torch.ones(130), atol=5e-3)
-    assert opened.folder.read_tensors(record.SUSPECTS)["probabilities"].dtype == torch.float16
+    assert opened.folder.read_tensors(kept_suspects.SUSPECTS)["probabilities"].dtype == torch.float16
     assert torch.equal(kept.images, images.images[kept.indices])
     expected = suspects(images.labels, kept.probabilities)
     assert set(kept.indices[:20].tolist()) <= set(expected.order[:40].tolist()), "but for rounding"
@@ -168,7 +170,7 @@ def test_suspects_of_a_run_are_kept_in_its_folder(run: Path) -> None:
         assert torch.equal(getattr(found, name), getattr(kept, name)), name
     assert found.count == kept.count and found.names == [images.names[i] for i in kept.indices.tolist()]
 
-    rows = list(csv.DictReader((run / record.SUSPECTS_TABLE).read_text().splitlines()))
+    rows = list(csv.DictReader((run / kept_suspects.SUSPECTS_TABLE).read_text().splitlines()))
     assert len(rows) == kept.count
     for row, index, score, suggested in zip(rows, kept.indices, kept.scores, kept.suggested, strict=False):
         assert (int(row["index"]), row["name"]) == (int(index), images.names[int(index)])
@@ -180,12 +182,13 @@ def test_suspects_of_a_run_are_kept_in_its_folder(run: Path) -> None:
 def test_the_recipe_is_trained_with_the_rates_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Run.open(run)
     values = json.loads((run / RECIPE).read_text())
-    values["recipe"] |= {"peak_lr": None, "min_lr": None, "best_on_validation": True}
+    values["recipe"]["best_on_validation"] = True
+    values["recipe"]["schedule"] |= {"peak_lr": None, "min_lr": None}
     (run / RECIPE).write_text(json.dumps(values))
     schedules = []
 
     def remembered(job: Job, quiet: bool) -> nn.Module:
-        schedules.append(job.schedule(None))
+        schedules.append(job.schedule())
         assert job.validation is None and len(job.train) + len(job.test) == 130, (
             "none is held out but the fold"
         )
@@ -238,7 +241,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("fails", [record.SUSPECTS, record.SUSPECTS_TABLE])
+@pytest.mark.parametrize("fails", [kept_suspects.SUSPECTS, kept_suspects.SUSPECTS_TABLE])
 def test_a_full_disk_leaves_neither_file(run: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     before, write = files(run), RunFolder.write
 
@@ -287,15 +290,15 @@ def test_what_cannot_be_cross_fitted_is_bad_input(run: Path, tmp_path: Path) -> 
         cross_fit(run, quiet=True, **HERE)
     with pytest.raises(InputError, match="there is no run folder"):
         cross_fit(tmp_path / "nowhere", **HERE)
-    assert not (run / record.SUSPECTS).exists()
+    assert not (run / kept_suspects.SUSPECTS).exists()
 
 
 @pytest.mark.usefixtures("untrained")
 def test_damaged_suspects_are_named_and_missing_ones_are_none(run: Path) -> None:
     folder = RunFolder.open(run)
-    assert record.read_suspects(folder) is None
+    assert Record(folder).suspects is None
     cross_fit(run, quiet=True, **HERE)
-    whole = folder.read_tensors(record.SUSPECTS)
+    whole = folder.read_tensors(kept_suspects.SUSPECTS)
     for name, value in (
         ("labels", whole["labels"][:-1]),
         ("labels", whole["labels"] + 9),
@@ -307,26 +310,26 @@ def test_damaged_suspects_are_named_and_missing_ones_are_none(run: Path) -> None
         ("count", torch.tensor(131)),
         ("count", torch.tensor([1, 2])),
     ):
-        folder.write_tensors(record.SUSPECTS, {**whole, name: value})
-        with pytest.raises(InputError, match=record.SUSPECTS):
-            record.read_suspects(folder)
+        folder.write_tensors(kept_suspects.SUSPECTS, {**whole, name: value})
+        with pytest.raises(InputError, match=kept_suspects.SUSPECTS):
+            Record(folder).suspects
     for name in whole:
-        folder.write_tensors(record.SUSPECTS, {key: whole[key] for key in whole if key != name})
+        folder.write_tensors(kept_suspects.SUSPECTS, {key: whole[key] for key in whole if key != name})
         with pytest.raises(InputError, match=name):
-            record.read_suspects(folder)
+            Record(folder).suspects
 
 
 @pytest.mark.usefixtures("untrained")
 def test_names_come_from_the_table_where_it_has_them(run: Path) -> None:
     cross_fit(run, quiet=True, **HERE)
     folder = RunFolder.open(run)
-    first, second = record.read_suspects(folder).indices[:2].tolist()  # type: ignore[union-attr]
-    folder.write(record.SUSPECTS_TABLE, f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n")
-    kept = record.read_suspects(folder)
+    first, second = Record(folder).suspects.indices[:2].tolist()  # type: ignore[union-attr]
+    folder.write(kept_suspects.SUSPECTS_TABLE, f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n")
+    kept = Record(folder).suspects
     assert kept is not None and kept.names[:2] == ["<b>", f"#{second}"]
-    folder.write(record.SUSPECTS_TABLE, "index,name\n1," + "a" * 200_000)
-    with pytest.raises(InputError, match="is no table"):
-        record.read_suspects(folder)
+    folder.write(kept_suspects.SUSPECTS_TABLE, "index,name\n1," + "a" * 200_000)
+    with pytest.raises(InputError, match="table is damaged"):
+        Record(folder).suspects
 
 
 def in_shell(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -360,8 +363,8 @@ def test_the_shell_says_how_many_and_which(
     ]
     assert "3 networks" in said and "about 2 of 130 labels look wrong" in said
     assert [line.strip() for line in said.splitlines() if "labelled" in line] == [row.strip() for row in rows]
-    assert str(run / record.SUSPECTS_TABLE) in said
-    table = (run / record.SUSPECTS_TABLE).read_text().splitlines()
+    assert str(run / kept_suspects.SUSPECTS_TABLE) in said
+    table = (run / kept_suspects.SUSPECTS_TABLE).read_text().splitlines()
     assert len(table) == 3 and table[1].startswith("77,train/00077,")
 
 

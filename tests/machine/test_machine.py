@@ -19,7 +19,7 @@ from tiny import CPU, global_random_states
 from torch import nn
 
 from firstlight.errors import InputError
-from firstlight.jobs.interruption import interruptible
+from firstlight.jobs.failures import interruptible
 from firstlight.machine import machine as machines
 from firstlight.machine.clock import Stopwatch
 from firstlight.machine.machine import choose

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from firstlight.errors import InputError
-from firstlight.training.schedule import OneCycle
+from firstlight.training.schedule import Cycle, OneCycle
 
 
-def of_torch(schedule: OneCycle) -> list[float]:
-    """Return every rate of torch's OneCycleLR, set as the docstring of `OneCycle` says."""
+def of_torch(schedule: Cycle) -> list[float]:
+    """Return every rate of torch's OneCycleLR, set as the docstring of `Cycle` says."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=schedule.peak_lr,
         total_steps=schedule.total_steps,
         pct_start=(schedule.peak_step + 1) / schedule.total_steps,
-        anneal_strategy={"linear": "linear", "cosine": "cos"}[schedule.shape],  # type: ignore[arg-type]
+        anneal_strategy={"linear": "linear", "cosine": "cos"}[schedule.curve],  # type: ignore[arg-type]
         cycle_momentum=False,
         div_factor=schedule.peak_lr / schedule.min_lr,
         final_div_factor=1.0,
@@ -46,14 +46,14 @@ def of_torch(schedule: OneCycle) -> list[float]:
     ],
 )
 def test_it_equals_torch(total_steps: int, peak_step: int, peak_lr: float, min_lr: float, shape: str) -> None:
-    schedule = OneCycle(peak_lr, min_lr, total_steps, peak_step, shape)
+    schedule = Cycle(peak_lr, min_lr, total_steps, peak_step, shape)
     assert [schedule(step) for step in range(total_steps)] == pytest.approx(of_torch(schedule), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 @pytest.mark.parametrize(("peak_lr", "min_lr"), [(0.4, 0.0018), (0.1, 0.0), (0.9, 0.2)])
 def test_the_assignments_ends_and_peak_are_exact(peak_lr: float, min_lr: float, shape: str) -> None:
-    schedule = OneCycle.over_epochs(peak_lr, min_lr, epochs=24, peak_epoch=5, steps_per_epoch=97, shape=shape)
+    schedule = Cycle(peak_lr, min_lr, 24 * 97, 5 * 97 - 1, shape)
     rates = [schedule(step) for step in range(24 * 97)]
     peak = 5 * 97 - 1
     assert (rates[0], rates[peak], rates[-1]) == (min_lr, peak_lr, min_lr)
@@ -64,43 +64,43 @@ def test_the_assignments_ends_and_peak_are_exact(peak_lr: float, min_lr: float, 
 
 
 def test_equal_rates_are_constant() -> None:
-    schedule = OneCycle(0.7, 0.7, 100, 30)
+    schedule = Cycle(0.7, 0.7, 100, 30)
     assert [schedule(step) for step in range(100)] == pytest.approx([0.7] * 100, rel=1e-12)
 
 
 def test_linear_means_even_steps() -> None:
-    schedule = OneCycle(1.0, 0.2, 9, 4)
+    schedule = Cycle(1.0, 0.2, 9, 4)
     assert [schedule(step) for step in range(9)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4, 0.2])
 
 
 def test_cosine_is_half_way_in_the_middle_and_flat_at_its_ends() -> None:
-    schedule = OneCycle(1.0, 0.0, 201, 100, "cosine")
+    schedule = Cycle(1.0, 0.0, 201, 100, "cosine")
     assert schedule(50) == pytest.approx(0.5)
     assert schedule(1) == pytest.approx((1 - math.cos(math.pi / 100)) / 2)
     assert schedule(150) == pytest.approx(0.5)
 
 
 def test_a_peak_on_the_first_step() -> None:
-    schedule = OneCycle(1.0, 0.1, 4, 0)
+    schedule = Cycle(1.0, 0.1, 4, 0)
     assert [schedule(step) for step in range(4)] == pytest.approx([1.0, 0.7, 0.4, 0.1])
     assert (schedule(0), schedule(3)) == (1.0, 0.1)
 
 
 def test_a_peak_on_the_last_step() -> None:
-    schedule = OneCycle(1.0, 0.1, 4, 3)
+    schedule = Cycle(1.0, 0.1, 4, 3)
     assert [schedule(step) for step in range(4)] == pytest.approx([0.1, 0.4, 0.7, 1.0])
     assert (schedule(0), schedule(3)) == (0.1, 1.0)
 
 
 def test_a_single_step_is_the_peak() -> None:
-    assert OneCycle(0.5, 0.1, 1, 0)(0) == 0.5
+    assert Cycle(0.5, 0.1, 1, 0)(0) == 0.5
 
 
 @pytest.mark.parametrize(
     ("peak_epoch", "peak_step"), [(1, 9), (5, 49), (2.5, 24), (0.1, 0), (0.01, 0), (6, 59)]
 )
 def test_a_peak_may_lie_at_a_fraction_of_an_epoch(peak_epoch: float, peak_step: int) -> None:
-    schedule = OneCycle.over_epochs(1, 0.1, epochs=6, peak_epoch=peak_epoch, steps_per_epoch=10)
+    schedule = OneCycle(peak_epoch, 1.0, 0.1).steps(epochs=6, steps_per_epoch=10)
     assert (schedule.peak_step, schedule.total_steps) == (peak_step, 60)
 
 
@@ -122,9 +122,23 @@ def test_impossible_schedules_are_refused(
     peak_lr: float, min_lr: float, total_steps: int, peak_step: int, shape: str
 ) -> None:
     with pytest.raises(InputError):
-        OneCycle(peak_lr, min_lr, total_steps, peak_step, shape)
+        Cycle(peak_lr, min_lr, total_steps, peak_step, shape)
 
 
 def test_a_peak_beyond_the_last_epoch_is_refused() -> None:
     with pytest.raises(InputError, match="peak"):
-        OneCycle.over_epochs(1, 0.1, epochs=6, peak_epoch=7, steps_per_epoch=10)
+        OneCycle(7, 1.0, 0.1).steps(epochs=6, steps_per_epoch=10)
+
+
+def test_a_finding_fills_the_open_rates_and_a_found_lrmin_yields_to_a_lower_peak() -> None:
+    assert OneCycle().with_rates(0.4, 0.002) == OneCycle(5.0, 0.4, 0.002)
+    assert OneCycle(peak_lr=0.001).with_rates(0.4, 0.002) == OneCycle(5.0, 0.001, 0.001)
+    assert OneCycle(peak_lr=0.1, min_lr=0.05).with_rates(0.4, 0.002) == OneCycle(5.0, 0.1, 0.05)
+    with pytest.raises(InputError, match="leaves a rate open"):
+        OneCycle(peak_lr=0.1).steps(2, 10)
+
+
+def test_it_stretches_with_the_epochs_and_must_peak_within_them() -> None:
+    assert OneCycle(5).stretched(0.5).peak_epoch == 2.5
+    with pytest.raises(InputError, match="outside the 4 epochs"):
+        OneCycle(5).check(4)

@@ -74,15 +74,15 @@ def train(
     check_unchanged(begun, job.environment(), log)
     run = Run((begun or Record.create(recipe.name, place)).folder)
     with failures_explained(run.path, job), run.folder.lock(), terminable():
-        state = job.state()
-        for line in [*run.restore(state), *job.describe(done=state.step)]:
+        state, steps = job.state(), recipe.epochs * len(job.batches)
+        for line in [*run.restore(state, steps), *job.describe(done=state.step)]:
             log(line)
         finding = run.finding if run.is_begun else _begin(job, run)
         if finding is not None:
             log(str(finding))
         _fit(job, state, run, finding, checkpoint_minutes, quiet)
         model = kept_network(state, run)
-        if state.step < recipe.epochs * len(job.batches) or model is None:
+        if state.step < steps or model is None:
             run.write_summary(numbers(job, run, state))
             log(f"stopped after step {state.step:,}; --resume goes on from there in {run.path}")
             raise KeyboardInterrupt

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
@@ -60,10 +59,6 @@ class CustomResNet(nn.Module):
         x = self.pool(x).flatten(1)
         return self.linear(x) * self.logit_scale  # type: ignore[no-any-return]
 
-    def predict_proba(self, images: Tensor) -> Tensor:
-        """Return N×num_classes probabilities; `forward` leaves the softmax to the loss."""
-        return torch.softmax(self(images).float(), dim=1)
-
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""
         return {"prep": self.prep, "layer1": self.layer1, "layer2": self.layer2, "layer3": self.layer3}
@@ -71,7 +66,15 @@ class CustomResNet(nn.Module):
 
 @dataclass(frozen=True)
 class CustomResNetSpec:
-    """The choice of a `CustomResNet`; called with a number of classes it builds one."""
+    """The choice of a `CustomResNet`; called with a number of classes it builds one.
+
+    width: channels after PrepLayer; later layers have 2, 4 and 8 times as many.
+    bias: whether the linear layer has one.
+    logit_scale: constant factor on the logits.
+    activation: relu, silu or gelu.
+    identity: whether filters start as the identity, as far as they go.
+    norm_scale: whether batch norm learns its weight (scale); the bias is always learned.
+    """
 
     width: int = 64
     bias: bool = True

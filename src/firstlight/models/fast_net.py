@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
@@ -64,10 +63,6 @@ class FastNet(nn.Module):
         x = self.pool(x).flatten(1)
         return self.linear(x) * self.logit_scale  # type: ignore[no-any-return]
 
-    def predict_proba(self, images: Tensor) -> Tensor:
-        """Return N×num_classes probabilities; `forward` leaves the softmax to the loss."""
-        return torch.softmax(self(images).float(), dim=1)
-
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""
         return {"whiten": self.whiten, "stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}
@@ -75,7 +70,15 @@ class FastNet(nn.Module):
 
 @dataclass(frozen=True)
 class FastNetSpec:
-    """The choice of a `FastNet`; called with a number of classes it builds one."""
+    """The choice of a `FastNet`; called with a number of classes it builds one.
+
+    widths: channels of the three stages.
+    stem: channels of the whitening, at most 16 for each channel of the images.
+    logit_scale: constant factor on the logits.
+    activation: relu, silu or gelu.
+    identity: whether filters start as the identity, as far as they go.
+    norm_scale: whether batch norm learns its weight (scale); the bias is always learned.
+    """
 
     widths: tuple[int, ...] = (64, 256, 256)
     stem: int = 32

@@ -91,16 +91,12 @@ def _text(value: Any) -> str:
 
 def table(recipe: Recipe) -> list[str]:
     """Write every setting of a recipe as a line: key, value, and what it is."""
-    rows = []
+    rows = [("augment", " → ".join(map(repr, recipe.augment)) or "none", "")]
     for each in recipe.settings():
         value = type(each.value).__name__ if each.key in KINDS else _text(each.value) or "none"
-        rows.append((each.key, value, documented(each.owner).get(each.name, "")))
-    augment = " → ".join(map(repr, recipe.augment)) or "none"
-    keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return [
-        f"{'augment':{keys}}  {augment}",
-        *(f"{key:{keys}}  {value:{values}}  {text}" for key, value, text in rows),
-    ]
+        rows.append((each.key, value, documented(each.owner)[each.name]))
+    keys, values = (max(len(row[column]) for row in rows[1:]) for column in (0, 1))
+    return [f"{key:{keys}}  {value:{values}}  {text}".rstrip() for key, value, text in rows]
 
 
 def documented(part: type) -> dict[str, str]:
@@ -116,5 +112,6 @@ def documented(part: type) -> dict[str, str]:
             texts |= {name: f"{texts[name]} {line.strip()}" for name in current}
         else:
             current = []
-    fields = {field.name for field in dataclasses.fields(part)}
-    return {name: text.rstrip(".") for name, text in texts.items() if name in fields}
+    # The first sentence is enough for a line; a point within a number or a name ends none.
+    names = [field.name for field in dataclasses.fields(part)]
+    return {name: re.split(r"[.;](?:\s|$)", texts.get(name, ""))[0] for name in names}

@@ -224,8 +224,11 @@ class Record:
         self.folder.write_json(RECIPE, {"recipe": recipe.to_json()})
         self.finding = finding
 
-    def restore(self, state: TrainState) -> list[str]:
-        """Give a fresh state what the last whole checkpoint holds, where there is one; say what happened."""
+    def restore(self, state: TrainState, steps: int) -> list[str]:
+        """Give a fresh state what the last whole checkpoint holds, where there is one; say what happened.
+
+        steps: of the whole training.
+        """
         self.folder.sweep()
         checkpoint = self.checkpoints.last()
         lines = [
@@ -237,7 +240,7 @@ class Record:
         tensors, facts = checkpoint
         restore(state, Captured(tensors, facts["state"]))
         self.history = History.from_json(facts["history"])
-        return [*lines, f"going on after step {state.step:,}"]
+        return [*lines, f"going on after step {state.step:,} of {steps:,}"]
 
     def keep(self, tick: Tick, state: TrainState, *, checkpoint: bool = False) -> None:
         """Write what a moment of training leaves: at an epoch's end its history, weights and a checkpoint.
