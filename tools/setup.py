@@ -35,9 +35,13 @@ def working_torch() -> str:
 
 
 def call(*command: str) -> None:
-    """Run a command, and end where it fails."""
-    if subprocess.run(command, cwd=ROOT).returncode:
-        sys.exit("The environment is not ready: the lines above say why; pip's whole log is build/setup.log.")
+    """Run a command, show its errors and large downloads, and end where it fails."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if re.match(r"\s*Downloading .* MB\)", line):
+                print(line.rstrip(), flush=True)
+    if process.returncode:
+        sys.exit("The environment is not ready: the lines above say why; build/setup.log has all of pip's.")
 
 
 def set_up(name: str, extra: str) -> None:
@@ -54,7 +58,6 @@ def set_up(name: str, extra: str) -> None:
     torch = working_torch()
     print(f"Setting up {name} for Firstlight: up to {SIZES[extra]} to download.")
     print(f"torch {torch} is here: it is used, and left as it is." if torch else OWN_TORCH, flush=True)
-
     stands = state.endswith(f" {folder}") and site.exists()  # in a copy, scripts name the other folder
     call(sys.executable, "-m", "venv", *([] if stands else ["--clear"]), str(folder))
     # `--system-site-packages` would show the base Python's packages, not those of an active environment.
@@ -63,10 +66,9 @@ def set_up(name: str, extra: str) -> None:
     stamp.write_text("\n".join([f"unfinished {folder}", *lent]), encoding="utf-8")
     constraints = folder / "constraints.txt"
     constraints.write_text(re.sub(r"(?m)^torch==\S+", f"torch=={torch}", pins) if torch else pins)
-    (ROOT / "build").mkdir(exist_ok=True)
     pip = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     pip += ["--log", "build/setup.log", "--constraint", str(constraints)]
-    call(*pip, "--quiet", "--upgrade", "pip")
+    call(*pip, "--upgrade", "pip")
     call(*pip, "--build-constraint", str(constraints), "--editable", f".[{extra}]")
     stamp.write_text("\n".join([f"{wanted} {folder}", *lent]), encoding="utf-8")
     print(f"{name} is ready.", flush=True)
