@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"dev": "150 MB (560 MB on disk)", "bench": "130 MB (480 MB on disk)"}
-OWN_TORCH = """No torch of 2.9 or newer is here: it gets its own, 200 MB (880 MB on disk) more as a CPU build.
+OWN_TORCH = """This Python has no torch of 2.9 or newer: up to 200 MB (880 MB on disk) more for a CPU build of it.
 Where the package index has torch with CUDA alone, that is 3 GB (5.6 GB on disk). Without a GPU, stop (Ctrl-C)
 and say make TORCH_INDEX=URL, with the CPU wheel index named on pytorch.org."""
 
@@ -37,9 +37,8 @@ def working_torch() -> str:
 def call(*command: str) -> None:
     """Run a command, show its errors and large downloads, and end where it fails."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if re.match(r"\s*Downloading .* MB\)", line):
-                print(line.rstrip(), flush=True)
+        for line in filter(re.compile(r"\s*Downloading .* MB\)").match, process.stdout):
+            print(line.rstrip(), flush=True)
     if process.returncode:
         sys.exit("The environment is not ready: the lines above say why; build/setup.log has all of pip's.")
 
@@ -56,8 +55,8 @@ def set_up(name: str, extra: str) -> None:
     if importlib.util.find_spec("ensurepip") is None:
         sys.exit(f"{version} cannot make environments; on Debian and Ubuntu: apt install {version}-venv")
     torch = working_torch()
-    print(f"Setting up {name} for Firstlight: up to {SIZES[extra]} to download.")
-    print(f"torch {torch} is here: it is used, and left as it is." if torch else OWN_TORCH, flush=True)
+    note = f"torch {torch} is here: it is used, and left as it is." if torch else OWN_TORCH
+    print(f"Setting up {name} for Firstlight: up to {SIZES[extra]} to download.", note, sep="\n", flush=True)
     stands = state.endswith(f" {folder}") and site.exists()  # in a copy, scripts name the other folder
     call(sys.executable, "-m", "venv", *([] if stands else ["--clear"]), str(folder))
     # `--system-site-packages` would show the base Python's packages, not those of an active environment.
