@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"dev": "150 MB (560 MB on disk)", "bench": "130 MB (480 MB on disk)"}
-OWN_TORCH = """This Python has no torch of 2.9 or newer: up to 200 MB (880 MB on disk) more for a CPU build of it.
+OWN_TORCH = """This Python has no torch of 2.9 or newer: up to 200 MB (880 MB on disk) more for its CPU build.
 Where the package index has torch with CUDA alone, that is 3 GB (5.6 GB on disk). Without a GPU, stop (Ctrl-C)
 and say make TORCH_INDEX=URL, with the CPU wheel index named on pytorch.org."""
 
