@@ -4,29 +4,32 @@
 PYTHON ?= python3
 # Where to look for torch besides the usual package index, such as the CPU wheel index named on pytorch.org.
 TORCH_INDEX ?=
-# More words for pytest (make test) or for the benchmark (make bench).
+# More arguments for pytest (make test) or for the benchmark (make bench).
 ARGS ?=
-SCRIPT ?= benchmarks/reference.py
+SCRIPT ?= benchmarks/speed/reference.py
 
 venv := .venv/bin/python
+pytest = $(venv) -m pytest
 heading = @printf '\n== %s ==\n'
 
 # An environment that lends its torch lends its pytest plugins too, and with them their warnings.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+# Two workers where there are two cores; a file stays with one, which makes what its tests share only once.
+workers := -p xdist.plugin -n auto --maxprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test soak check format format-check lint types imports bench clean
+.PHONY: help install demo test soak check format format-check lint types bench clean
 
 help:
 	@echo 'make demo     train the demo (about a minute on two CPU cores) and write its report'
 	@echo 'make test     run the tests'
-	@echo 'make check    everything that must hold: format, lint, types, import directions, tests'
+	@echo 'make check    everything that must hold: format, lint, types, tests'
 	@echo 'make soak     run the tests that take minutes'
 	@echo 'make format   put the code into the format that `make check` asks for'
 	@echo 'make lint     look for mistakes with ruff'
 	@echo 'make types    check the types with mypy'
-	@echo 'make bench    run a benchmark in an environment of its own [SCRIPT=benchmarks/NAME.py ARGS=…]'
+	@echo 'make bench    run a benchmark in an environment of its own [SCRIPT=benchmarks/ROOM/NAME.py ARGS=…]'
 	@echo 'make install  make .venv; every other target does so by itself'
 	@echo 'make clean    remove environments, caches and built files; runs/ stays'
 	@echo
@@ -35,20 +38,20 @@ help:
 
 install:
 	@command -v "$(PYTHON)" >/dev/null || { echo 'There is no $(PYTHON) here: install Python 3.11 or newer.'; exit 1; }
-	@"$(PYTHON)" tools/setup.py .venv dev --torch-index "$(TORCH_INDEX)"
+	@$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") "$(PYTHON)" tools/setup.py .venv dev
 
 demo: install
 	@.venv/bin/firstlight train shapes.demo
 
 test: install
 	$(heading) Tests
-	@$(venv) -m pytest -m "not soak" $(ARGS)
+	@$(pytest) $(workers) -m "not soak" $(ARGS)
 
 # pytest ends with 5 where no test is marked.
 soak: install
-	@$(venv) -m pytest -m soak $(ARGS) || [ $$? -eq 5 ]
+	@$(pytest) -m soak $(ARGS) || [ $$? -eq 5 ]
 
-check: format-check lint types imports test
+check: format-check lint types test
 
 format: install
 	@$(venv) -m ruff check --quiet --select I --fix .
@@ -66,13 +69,9 @@ types: install
 	$(heading) Types
 	@$(venv) -m mypy
 
-imports: install
-	$(heading) 'Import directions'
-	@$(venv) -m pytest -q tests/test_imports.py
-
 bench: install
 	@echo 'Benchmark scripts, for make bench SCRIPT=…:'
-	@grep -l __main__ benchmarks/*.py | sed 's/^/  /'
+	@find benchmarks -name '*.py' -exec grep -l __main__ {} + | sort | sed 's/^/  /'
 	@$(venv) tools/setup.py .venv-bench bench
 	$(heading) $(SCRIPT)
 	@.venv-bench/bin/python $(SCRIPT) $(ARGS)

@@ -42,7 +42,7 @@ COUNT = 400
 def make_run(place: Path, *, count: int = COUNT, seed: int = 0) -> Evaluation:
     """Fill a folder and return what its network is said to have answered."""
     chosen = named("shapes.demo").replace(width=2, epochs=3, peak_epoch=1)
-    real = chosen.data.classes
+    real = chosen.data.facts().classes
     classes = (EVIL, '"quoted" & </script><script>alert(2)</script>', *real[2:])
     draw = torch.Generator().manual_seed(seed)
     images = ImageSet(
