@@ -71,7 +71,7 @@ def test_seeds_are_whole_runs_and_their_scatter_is_said_and_written(
     assert "3 times" in said.split("seed 10, 1 of 3")[0]
     assert str(found) in said and "over seeds" in str(found) and f"{found.sd:.2%}" in str(found)
     values = written(found.path)
-    assert values["schema"] == 1 and values["finished"] is True and values["seeds"] == [10, 11, 12]
+    assert values["schema"] == 2 and values["finished"] is True and values["seeds"] == [10, 11, 12]
     assert [row["test_accuracy"] for row in values["runs"]] == list(found.accuracies)
     assert values["test_accuracy"] == {
         "mean": found.mean,

@@ -197,7 +197,7 @@ def test_the_recipe_is_trained_with_the_rates_of_the_run(run: Path, monkeypatch:
     monkeypatch.setattr(job_suspects, "_trained", remembered)
     cross_fit(run, quiet=True, **HERE)
     summary = opened.summary
-    assert [(s.peak_lr, s.min_lr) for s in schedules] == [(summary["peak_lr"], summary["min_lr"])] * 4
+    assert [(s.peak_lr, s.min_lr) for s in schedules] == [(summary.peak_lr, summary.min_lr)] * 4
 
 
 def test_the_cost_is_said_before_the_first_network_is_trained(
