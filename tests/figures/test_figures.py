@@ -30,7 +30,7 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import Heatmaps
 from firstlight.training.history import Epoch, History
 from firstlight.training.lr_finder import LRFinding
-from firstlight.training.schedule import OneCycle
+from firstlight.training.schedule import Cycle
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -90,7 +90,9 @@ def some_samples(parts: tuple[Augmentation, ...], images: Tensor) -> dict[str, T
     generator, (height, width) = torch.Generator().manual_seed(2), tuple(images.shape[2:])
     samples = {"images": images, "labels": torch.arange(len(images)) % len(CLASSES)}
     for place, part in enumerate(parts):
-        samples[f"draws_{place}"] = part.sample(len(images), height, width, generator)
+        samples[f"draws_{place}"] = part.sample(
+            torch.arange(len(images)), height, width, lambda _: generator, 0
+        )
         height, width = part.output_size(height, width)
     return samples
 
@@ -141,7 +143,7 @@ def gradcam_of(evaluation: Evaluation, count: int = 8, **shape: int) -> Figure:
 
 
 EVERY: dict[str, Callable[[], Figure]] = {
-    "curves": lambda: learning_curves(a_history(24), OneCycle(0.4, 0.004, 240, 49)),
+    "curves": lambda: learning_curves(a_history(24), Cycle(0.4, 0.004, 240, 49)),
     "curves of one epoch": lambda: learning_curves(a_history(1)),
     "curves without a schedule": lambda: learning_curves(a_history(3, validation=False, test=False)),
     "finder": lambda: lr_finder(a_finding()),
@@ -261,7 +263,7 @@ def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked()
 
 
 def test_the_rate_is_drawn_for_each_step_and_meets_the_history_at_each_epochs_end() -> None:
-    schedule = OneCycle(0.4, 0.004, 60, 19)
+    schedule = Cycle(0.4, 0.004, 60, 19)
     places, rates = line(learning_curves(a_history(6), schedule).axes[2], "learning rate")
     assert rates.tolist() == [schedule(step) for step in range(60)]
     assert places[9] == 1.0 and places[-1] == 6.0 and places[int(rates.argmax())] == 2.0

@@ -94,7 +94,7 @@ def augmentations(
     std: Sequence[float],
     classes: Sequence[str],
 ) -> Sheet:
-    """Draw what the network saw: a column an image, a row an augmentation, with the numbers that were drawn.
+    """Draw what the network saw: each column is an image, each row a step, with the numbers drawn for it.
 
     samples: as for `replay`.
     """

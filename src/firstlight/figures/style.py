@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
@@ -157,17 +158,12 @@ def fitted(text: str, width: float, size: float = BODY, weight: str = "normal") 
 def keep_apart(places: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
     """Move places apart until neighbours are `gap` away, in the same order, within low…high if they fit."""
     order = sorted(range(len(places)), key=places.__getitem__)
-    groups: list[list[float]] = []  # each: sum of wished-for starts, number of members
+    up, down, last = list(places), list(places), len(places) - 1
+    for before, after in itertools.pairwise(order):
+        up[after] = max(up[after], up[before] + gap)
+    for after, before in itertools.pairwise(reversed(order)):
+        down[before] = min(down[before], down[after] - gap)
     for rank, index in enumerate(order):
-        groups.append([places[index] - rank * gap, 1.0])
-        # Two neighbours that are too close share their displacement evenly.
-        while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
-            total, members = groups.pop()
-            groups[-1][0] += total
-            groups[-1][1] += members
-    starts = [total / members for total, members in groups for _ in range(round(members))]
-    last = (len(places) - 1) * gap
-    moved = [0.0] * len(places)
-    for rank, index in enumerate(order):
-        moved[index] = max(low, min(starts[rank], high - last)) + rank * gap
-    return moved
+        middle = (up[index] + down[index]) / 2
+        up[index] = max(low + rank * gap, min(middle, high - (last - rank) * gap))
+    return up
