@@ -19,6 +19,7 @@ from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.figures import curves
 from firstlight.figures import images as image_figures
+from firstlight.figures.augmentations import augmentations
 from firstlight.figures.confusion import confusion
 from firstlight.figures.style import to_png
 from firstlight.insight.comparison import Comparison
@@ -106,7 +107,7 @@ class Run(Record):
 
     def augmentations(self) -> Figure:
         samples, data = _required(self.samples, "augmented samples"), self.data
-        return image_figures.augmentations(samples, self.recipe.augment, data.mean, data.std, data.classes)
+        return augmentations(samples, self.recipe.augment, data.mean, data.std, data.classes)
 
     def confusion(self) -> Figure:
         return confusion(self._evaluated())

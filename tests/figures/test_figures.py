@@ -21,14 +21,16 @@ from torch import Tensor
 
 from firstlight.data.augment import Augmentation, Crop, Cutout, FlipLR, normalise
 from firstlight.errors import InputError
-from firstlight.figures import curves
-from firstlight.figures.images import overlay, replay
-from firstlight.figures.style import fitted, shades, spread, width_of
+from firstlight.figures.augmentations import augmentations, caption, replay
+from firstlight.figures.confusion import confusion
+from firstlight.figures.curves import learning_curves, lr_finder
+from firstlight.figures.images import gradcam, misclassified, overlay
+from firstlight.figures.style import fitted, keep_apart, to_png, width_of
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import Heatmaps
 from firstlight.training.history import Epoch, History
 from firstlight.training.lr_finder import LRFinding
-from firstlight.training.schedule import OneCycle
+from firstlight.training.schedule import Cycle
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -88,7 +90,9 @@ def some_samples(parts: tuple[Augmentation, ...], images: Tensor) -> dict[str, T
     generator, (height, width) = torch.Generator().manual_seed(2), tuple(images.shape[2:])
     samples = {"images": images, "labels": torch.arange(len(images)) % len(CLASSES)}
     for place, part in enumerate(parts):
-        samples[f"draws_{place}"] = part.sample(len(images), height, width, generator)
+        samples[f"draws_{place}"] = part.sample(
+            torch.arange(len(images)), height, width, lambda _: generator, 0
+        )
         height, width = part.output_size(height, width)
     return samples
 
@@ -135,30 +139,28 @@ LONG = ("a name of a class that is far too long to be written out", "ok", "$x$ a
 
 def gradcam_of(evaluation: Evaluation, count: int = 8, **shape: int) -> Figure:
     maps = maps_of(evaluation, count, empty=(1,))
-    return curves.gradcam(evaluation, *kept(evaluation, **shape), *maps, count=count)
+    return gradcam(evaluation, *kept(evaluation, **shape), *maps, count=count)
 
 
 EVERY: dict[str, Callable[[], Figure]] = {
-    "curves": lambda: curves.learning_curves(a_history(24), OneCycle(0.4, 0.004, 240, 49)),
-    "curves of one epoch": lambda: curves.learning_curves(a_history(1)),
-    "curves without a schedule": lambda: curves.learning_curves(a_history(3, validation=False, test=False)),
-    "finder": lambda: curves.lr_finder(a_finding()),
-    "finder, rates at the ends": lambda: curves.lr_finder(a_finding(min_lr=1e-4, peak_lr=1.0)),
-    "finder, both rates equal": lambda: curves.lr_finder(a_finding(min_lr=0.01, peak_lr=0.01)),
-    "augmentations": lambda: curves.augmentations(
-        some_samples(PARTS, some_images(8)), PARTS, MEAN, STD, CLASSES
-    ),
-    "confusion": lambda: curves.confusion(an_evaluation()),
-    "confusion of two": lambda: curves.confusion(an_evaluation(("good", LONG[0]))),
-    "confusion of awkward names": lambda: curves.confusion(an_evaluation(LONG)),
-    "misclassified": lambda: curves.misclassified(an_evaluation(), *kept(an_evaluation())),
-    "misclassified, awkward names": lambda: curves.misclassified(
+    "curves": lambda: learning_curves(a_history(24), Cycle(0.4, 0.004, 240, 49)),
+    "curves of one epoch": lambda: learning_curves(a_history(1)),
+    "curves without a schedule": lambda: learning_curves(a_history(3, validation=False, test=False)),
+    "finder": lambda: lr_finder(a_finding()),
+    "finder, rates at the ends": lambda: lr_finder(a_finding(min_lr=1e-4, peak_lr=1.0)),
+    "finder, both rates equal": lambda: lr_finder(a_finding(min_lr=0.01, peak_lr=0.01)),
+    "augmentations": lambda: augmentations(some_samples(PARTS, some_images(8)), PARTS, MEAN, STD, CLASSES),
+    "confusion": lambda: confusion(an_evaluation()),
+    "confusion of two": lambda: confusion(an_evaluation(("good", LONG[0]))),
+    "confusion of awkward names": lambda: confusion(an_evaluation(LONG)),
+    "misclassified": lambda: misclassified(an_evaluation(), *kept(an_evaluation())),
+    "misclassified, awkward names": lambda: misclassified(
         an_evaluation(LONG, sure=1.0), *kept(an_evaluation(LONG, sure=1.0))
     ),
-    "misclassified, one": lambda: curves.misclassified(an_evaluation(), *kept(an_evaluation()), count=1),
+    "misclassified, one": lambda: misclassified(an_evaluation(), *kept(an_evaluation()), count=1),
     "gradcam": lambda: gradcam_of(an_evaluation()),
     "gradcam, awkward names": lambda: gradcam_of(an_evaluation(LONG, sure=1.0), 3),
-    "no mistakes": lambda: curves.misclassified(an_evaluation(sure=60.0), *kept(an_evaluation(sure=60.0))),
+    "no mistakes": lambda: misclassified(an_evaluation(sure=60.0), *kept(an_evaluation(sure=60.0))),
 }
 
 
@@ -197,31 +199,32 @@ def test_nothing_is_cut_off_and_no_two_words_overlap(name: str) -> None:
 
 
 def test_a_figure_is_the_same_file_every_time_and_150_dots_an_inch() -> None:
-    first, second = (curves.to_png(curves.lr_finder(a_finding())) for _ in range(2))
+    first, second = (to_png(lr_finder(a_finding())) for _ in range(2))
     assert first == second
     with Image.open(io.BytesIO(first)) as image:
-        across, down = curves.lr_finder(a_finding()).get_size_inches()
+        across, down = lr_finder(a_finding()).get_size_inches()
         assert image.size == (round(150 * across), round(150 * down))
 
 
 def test_the_users_own_settings_change_nothing_and_are_left_alone() -> None:
-    plain = curves.to_png(curves.confusion(an_evaluation()))
+    plain = to_png(confusion(an_evaluation()))
     strange = {"font.size": 30.0, "axes.grid": False, "figure.facecolor": "black", "image.origin": "lower"}
     with matplotlib.rc_context(strange):
         before = dict(matplotlib.rcParams)
-        assert curves.to_png(curves.confusion(an_evaluation())) == plain
+        assert to_png(confusion(an_evaluation())) == plain
         assert dict(matplotlib.rcParams) == before
 
 
 def test_a_notebook_shows_a_figure_by_itself_at_its_size_in_inches() -> None:
-    figure = curves.lr_finder(a_finding())
+    figure = lr_finder(a_finding())
     bundle, metadata = figure._repr_mimebundle_()  # type: ignore[attr-defined]
-    assert bundle["image/png"] == curves.to_png(figure)
+    assert bundle["image/png"] == to_png(figure)
     assert metadata["image/png"]["width"] == round(96 * figure.get_figwidth())
 
 
 def test_no_figure_needs_pyplot() -> None:
-    code = "import sys, firstlight.figures.curves; print('matplotlib.pyplot' in sys.modules)"
+    rooms = "firstlight.figures.curves, firstlight.figures.images, firstlight.figures.augmentations"
+    code = f"import sys, {rooms}; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
@@ -229,7 +232,7 @@ def test_no_figure_needs_pyplot() -> None:
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_learning_curves_are_the_history(part: str) -> None:
     history = a_history(6)
-    accuracy, loss, _ = curves.learning_curves(history).axes
+    accuracy, loss, _ = learning_curves(history).axes
     for axes, what in ((accuracy, "accuracy"), (loss, "loss")):
         epochs, values = line(axes, part)
         assert epochs.tolist() == [1, 2, 3, 4, 5, 6]
@@ -238,30 +241,21 @@ def test_learning_curves_are_the_history(part: str) -> None:
         assert low <= values.min() and values.max() <= high
 
 
-def test_the_last_test_accuracy_is_written_beside_the_curve() -> None:
-    last = a_history(6).epochs[-1].test_accuracy
-    assert f"test {last:.2%}" in words_of(curves.learning_curves(a_history(6)))
-
-
-def test_what_was_not_measured_is_not_drawn() -> None:
-    accuracy, loss, _ = curves.learning_curves(a_history(4, validation=False, test=False)).axes
-    for axes in (accuracy, loss):
-        assert {line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")} == {
-            "train"
-        }
-    assert not any("Test" in words for words in words_of(curves.learning_curves(a_history(4, test=False))))
-
-
-def test_learning_curves_say_where_the_training_loss_is_another() -> None:
-    smoothed = curves.learning_curves(a_history(4), label_smoothing=0.2)
-    assert any("label smoothing (0.2)" in words for words in words_of(smoothed))
-    assert not any("smoothing" in words for words in words_of(curves.learning_curves(a_history(4))))
+def test_learning_curves_name_what_was_measured_and_draw_nothing_else() -> None:
+    everything = words_of(learning_curves(a_history(6), label_smoothing=0.2))
+    assert f"test {a_history(6).epochs[-1].test_accuracy:.2%}" in everything
+    assert any("label smoothing (0.2)" in words for words in everything)
+    bare = learning_curves(a_history(4, validation=False, test=False))
+    for axes in bare.axes[:2]:
+        labels = {str(line.get_label()) for line in axes.lines}
+        assert {label for label in labels if not label.startswith("_")} == {"train"}
+    assert not any("Test" in words or "smoothing" in words for words in words_of(bare))
 
 
 def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked() -> None:
     epochs = list(a_history(5))
     epochs[2] = dataclasses.replace(epochs[2], test_loss=None, test_accuracy=None)
-    axes = curves.learning_curves(History(tuple(epochs))).axes[0]
+    axes = learning_curves(History(tuple(epochs))).axes[0]
     places, values = line(axes, "test")
     assert places.tolist() == [1, 2, 4, 5] and np.isfinite(values).all()
     markers = {drawn.get_label(): drawn.get_marker() for drawn in axes.lines}
@@ -269,25 +263,25 @@ def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked()
 
 
 def test_the_rate_is_drawn_for_each_step_and_meets_the_history_at_each_epochs_end() -> None:
-    schedule = OneCycle(0.4, 0.004, 60, 19)
-    places, rates = line(curves.learning_curves(a_history(6), schedule).axes[2], "learning rate")
+    schedule = Cycle(0.4, 0.004, 60, 19)
+    places, rates = line(learning_curves(a_history(6), schedule).axes[2], "learning rate")
     assert rates.tolist() == [schedule(step) for step in range(60)]
     assert places[9] == 1.0 and places[-1] == 6.0 and places[int(rates.argmax())] == 2.0
 
 
 def test_without_a_schedule_the_rate_is_that_of_each_epochs_last_step() -> None:
-    places, rates = line(curves.learning_curves(a_history(3)).axes[2], "learning rate")
+    places, rates = line(learning_curves(a_history(3)).axes[2], "learning rate")
     assert (places.tolist(), rates.tolist()) == ([1, 2, 3], a_history(3).column("lr"))
 
 
 def test_no_epoch_has_no_curves() -> None:
     with pytest.raises(InputError, match="no learning curves"):
-        curves.learning_curves(History())
+        learning_curves(History())
 
 
 def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
     finding = a_finding()
-    figure = curves.lr_finder(finding)
+    figure = lr_finder(finding)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     for name, values in (("loss", finding.losses), ("smoothed loss", finding.smoothed)):
@@ -301,17 +295,17 @@ def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
 
 
 def test_a_spike_does_not_flatten_the_finders_curve() -> None:
-    calm = curves.lr_finder(a_finding()).axes[0].get_ylim()
+    calm = lr_finder(a_finding()).axes[0].get_ylim()
     spiked = list(a_finding().losses)
     spiked[30], spiked[31] = 1e6, float("nan")
-    low, high = curves.lr_finder(a_finding(losses=tuple(spiked))).axes[0].get_ylim()
+    low, high = lr_finder(a_finding(losses=tuple(spiked))).axes[0].get_ylim()
     assert high - low < 1.5 * (calm[1] - calm[0])
     assert low < min(a_finding().smoothed) and high > a_finding().smoothed[0]
 
 
 def test_augmentations_show_pixel_for_pixel_what_the_network_saw() -> None:
     samples = some_samples(PARTS, some_images(5))
-    figure = curves.augmentations(samples, PARTS, MEAN, STD, CLASSES)
+    figure = augmentations(samples, PARTS, MEAN, STD, CLASSES)
     tiles = tiles_of(figure)
     assert len(tiles) == 4 * 5
     cropped = PARTS[0].apply(samples["images"], samples["draws_0"])
@@ -329,18 +323,19 @@ def test_augmentations_show_pixel_for_pixel_what_the_network_saw() -> None:
 def test_augmentations_say_what_was_drawn() -> None:
     samples = some_samples(PARTS, some_images(2))
     samples |= {"draws_0": torch.tensor([[3, 7], [0, 8]]), "draws_1": torch.tensor([[1], [0]])}
-    said = words_of(curves.augmentations(samples, PARTS, MEAN, STD, CLASSES))
-    assert {"top 3, left 7", "top 0, left 8", "flipped", "not flipped", "airplane", "automobile"} <= set(said)
-    assert {"Original", "Crop", "FlipLR", "Cutout", "padding reflect"} <= set(said)
+    words = set(words_of(augmentations(samples, PARTS, MEAN, STD, CLASSES)))
+    assert {"top 3, left 7", "top 0, left 8", "flipped", "not flipped", "airplane", "automobile"} <= words
+    assert {"Original", "Crop", "FlipLR", "Cutout", "padding reflect"} <= words
+    assert caption(("angle",), [1]) == "angle 1"
 
 
 def test_a_replayed_image_is_normalised_once_even_by_two_cutouts() -> None:
     parts = (Cutout(4), Cutout(6))
     samples = some_samples(parts, some_images(3))
-    last = replay(samples, parts, MEAN, STD)[-1]
+    last = replay(samples, parts, MEAN, STD, CLASSES)[-1].images
     seen = normalise(samples["images"], MEAN, STD)
-    for place, part in enumerate(parts):
-        seen = part.apply(seen, samples[f"draws_{place}"])
+    for number, part in enumerate(parts):
+        seen = part.apply(seen, samples[f"draws_{number}"])
     assert torch.equal(normalise(last, MEAN, STD)[seen != 0], seen[seen != 0])
 
 
@@ -348,11 +343,11 @@ def test_samples_without_their_draws_are_named() -> None:
     samples = some_samples(PARTS, some_images(2))
     del samples["draws_1"]
     with pytest.raises(InputError, match="lack draws_1"):
-        curves.augmentations(samples, PARTS, MEAN, STD, CLASSES)
+        augmentations(samples, PARTS, MEAN, STD, CLASSES)
 
 
 def test_no_augmentation_shows_the_originals() -> None:
-    figure = curves.augmentations(some_samples((), some_images(2)), (), MEAN, STD, CLASSES)
+    figure = augmentations(some_samples((), some_images(2)), (), MEAN, STD, CLASSES)
     assert len(tiles_of(figure)) == 2
 
 
@@ -360,14 +355,14 @@ def test_no_augmentation_shows_the_originals() -> None:
 def test_grey_images_of_any_size_are_shown_in_their_own_proportions(size: int) -> None:
     parts = (Crop(size - 4, 2), FlipLR(), Cutout(4))
     images = some_images(2, channels=1, height=size, width=size)
-    figure = curves.augmentations(some_samples(parts, images), parts, (0.5,), (0.2,), CLASSES)
+    figure = augmentations(some_samples(parts, images), parts, (0.5,), (0.2,), CLASSES)
     first = tiles_of(figure)[0]
     assert first.shape == (size, size, 3)
     assert all(np.array_equal(first[..., channel], images[0, 0].numpy()) for channel in range(3))
     original, cropped = (axes.get_position().width for axes in (figure.axes[0], figure.axes[2]))
     assert cropped / original == pytest.approx((size - 4) / size)
     evaluation = an_evaluation()
-    figure = curves.misclassified(evaluation, *kept(evaluation, channels=1, height=size, width=2 * size))
+    figure = misclassified(evaluation, *kept(evaluation, channels=1, height=size, width=2 * size))
     place = figure.axes[0].get_position()
     across, down = figure.get_size_inches()
     assert place.width * across == pytest.approx(2 * place.height * down)
@@ -381,7 +376,7 @@ def cells(figure: Figure) -> dict[tuple[int, int], str]:
 
 def test_the_confusion_matrix_colours_mistakes_by_share_and_leaves_the_diagonal_neutral() -> None:
     evaluation = an_evaluation()
-    figure = curves.confusion(evaluation)
+    figure = confusion(evaluation)
     drawn = figure.axes[0].images[0].get_array()
     counts = evaluation.confusion.numpy()
     shares = counts / counts.sum(1, keepdims=True)
@@ -394,24 +389,20 @@ def test_the_confusion_matrix_colours_mistakes_by_share_and_leaves_the_diagonal_
     }
 
 
-def test_the_confusion_matrix_names_classes_and_tells_the_recall() -> None:
+def test_the_confusion_matrix_names_classes_and_their_recall() -> None:
     evaluation = an_evaluation()
-    figure = curves.confusion(evaluation)
+    figure = confusion(evaluation)
     for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
         assert tuple(label.get_text() for label in labels) == CLASSES
-    counts = evaluation.confusion.numpy()
-    recalls = [f"{100 * counts[row, row] / counts[row].sum():.1f}%" for row in range(10)]
+    recalls = [f"{100 * float(score.recall or 0):.1f}%" for score in evaluation.per_class]
     assert [word for word in words_of(figure) if word in recalls][:10] == recalls
-
-
-def test_a_class_without_images_divides_by_nothing() -> None:
-    evaluation = Evaluation(("a", "b", "c"), torch.tensor([0, 1]), torch.eye(3)[[1, 1]], ["#0", "#1"])
-    assert "no images" in words_of(curves.confusion(evaluation))
+    unseen = Evaluation(("a", "b", "c"), torch.tensor([0, 1]), torch.eye(3)[[1, 1]], ["#0", "#1"])
+    assert "no images" in words_of(confusion(unseen))
 
 
 @pytest.mark.parametrize(("classes", "written"), [(25, True), (26, False), (100, False)])
 def test_many_classes_leave_the_numbers_out(classes: int, written: bool) -> None:
-    figure = curves.confusion(an_evaluation(tuple(f"class {k}" for k in range(classes)), 200, 6.0))
+    figure = confusion(an_evaluation(tuple(f"class {k}" for k in range(classes)), 200, 6.0))
     assert bool(cells(figure)) is written
     assert len(figure.axes[0].get_yticklabels()) == classes
 
@@ -419,45 +410,45 @@ def test_many_classes_leave_the_numbers_out(classes: int, written: bool) -> None
 def test_misclassified_shows_the_worst_first_each_with_its_own_image() -> None:
     evaluation = an_evaluation(sure=1.5)
     images, indices = kept(evaluation)
-    figure = curves.misclassified(evaluation, images, indices, count=12)
+    figure = misclassified(evaluation, images, indices, count=12)
     tiles = tiles_of(figure)
     assert len(tiles) == 12
-    said = words_of(figure)
+    words = words_of(figure)
     for tile, index in zip(tiles, evaluation.mistakes.tolist(), strict=False):
         assert np.array_equal(tile, as_array(images[indices.tolist().index(index)]))
         label = int(evaluation.predictions[index])
         confidence = float(evaluation.probabilities[index, label])
-        assert f"{CLASSES[label]} ({confidence:.0%})" in said and f"#{index}" in said
+        assert f"{CLASSES[label]} ({confidence:.0%})" in words and f"#{index}" in words
 
 
 def test_a_mistake_without_a_kept_image_is_passed_over() -> None:
     evaluation = an_evaluation()
     images, indices = kept(evaluation)
-    worst = int(evaluation.mistakes[0])
-    there = indices != worst
-    figure = curves.misclassified(evaluation, images[there], indices[there], count=4)
-    assert len(tiles_of(figure)) == 4 and f"#{worst}" not in words_of(figure)
+    others = indices != evaluation.mistakes[0]
+    figure = misclassified(evaluation, images[others], indices[others], count=4)
+    assert len(tiles_of(figure)) == 4 and f"#{evaluation.mistakes[0]}" not in words_of(figure)
+    none = misclassified(evaluation, images[:0], indices[:0])
+    assert "Images of the mistakes are not kept." in words_of(none)
 
 
-def test_no_mistakes_is_said_and_not_drawn() -> None:
+def test_no_mistakes_are_words_and_no_picture() -> None:
     evaluation = an_evaluation(sure=60.0)
-    assert evaluation.accuracy == 1
-    images, indices = torch.zeros(0, 3, 32, 32, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+    images, indices = kept(evaluation)
     nothing = Heatmaps("layer2", torch.zeros(0, 8, 8), indices)
     for figure in (
-        curves.misclassified(evaluation, images, indices),
-        curves.gradcam(evaluation, images, indices, nothing, nothing),
+        misclassified(evaluation, images, indices),
+        gradcam(evaluation, images, indices, nothing, nothing),
     ):
         assert not tiles_of(figure)
-        assert "No mistakes: all 120 images were classified right." in words_of(figure)
-    assert "0 mistakes on 120 images" in words_of(curves.confusion(evaluation))
+        assert "No mistakes: all 120 images are classified right." in words_of(figure)
+    assert "0 mistakes on 120 images" in words_of(confusion(evaluation))
 
 
 def test_gradcam_lays_both_maps_over_the_image_on_one_scale() -> None:
     evaluation = an_evaluation()
     images, indices = kept(evaluation)
     predicted, true = maps_of(evaluation, 4)
-    figure = curves.gradcam(evaluation, images, indices, predicted, true, count=4)
+    figure = gradcam(evaluation, images, indices, predicted, true, count=4)
     tiles = tiles_of(figure)
     assert len(tiles) == 4 * 3 + 1  # and the scale
     for place, index in enumerate(evaluation.mistakes[:4].tolist()):
@@ -471,8 +462,7 @@ def test_gradcam_lays_both_maps_over_the_image_on_one_scale() -> None:
 
 def test_a_map_without_evidence_is_words_and_no_picture() -> None:
     evaluation = an_evaluation()
-    maps = maps_of(evaluation, 4, empty=(0, 2))
-    figure = curves.gradcam(evaluation, *kept(evaluation), *maps, count=4)
+    figure = gradcam(evaluation, *kept(evaluation), *maps_of(evaluation, 4, empty=(0, 2)), count=4)
     assert words_of(figure).count("no positive\nevidence") == 2
     assert len(tiles_of(figure)) == 4 * 3 + 1 - 2
 
@@ -480,7 +470,7 @@ def test_a_map_without_evidence_is_words_and_no_picture() -> None:
 def test_maps_that_do_not_belong_to_the_mistakes_are_refused() -> None:
     evaluation = an_evaluation()
     with pytest.raises(InputError, match="4 mistakes need as many maps, not 3 and 3"):
-        curves.gradcam(evaluation, *kept(evaluation), *maps_of(evaluation, 3), count=4)
+        gradcam(evaluation, *kept(evaluation), *maps_of(evaluation, 3), count=4)
 
 
 def test_no_evidence_leaves_a_pixel_grey_and_the_strongest_colours_it() -> None:
@@ -490,13 +480,13 @@ def test_no_evidence_leaves_a_pixel_grey_and_the_strongest_colours_it() -> None:
     assert (most.max(-1).astype(int) - most.min(-1) > 50).all()
 
 
-def test_spread_keeps_order_distance_and_frame() -> None:
-    assert spread([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
-    moved = spread([0.97, 0.98, 0.5, 0.99], 0.1)
+def test_keep_apart_keeps_order_distance_and_frame() -> None:
+    assert keep_apart([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
+    moved = keep_apart([0.97, 0.98, 0.5, 0.99], 0.1)
     assert moved[0] < moved[1] < moved[3] and moved[2] == 0.5
     assert max(moved) <= 1.0 + 1e-12
     assert min(np.diff(sorted(moved))) == pytest.approx(0.1)
-    assert spread([], 0.1) == []
+    assert keep_apart([], 0.1) == []
 
 
 def test_a_long_name_is_shortened_to_the_width_and_a_short_one_left() -> None:
@@ -504,10 +494,3 @@ def test_a_long_name_is_shortened_to_the_width_and_a_short_one_left() -> None:
     assert fitted("two\nlines\x07", 1.0) == "two lines"
     short = fitted("the quick brown fox jumps over the lazy dog", 1.0)
     assert short.endswith("…") and 0.8 < width_of(short) <= 1.0
-
-
-def test_shades_run_evenly_from_light_to_dark() -> None:
-    colours = np.array(shades("#ffffff", "#a83c00", "some").colors, dtype=object)
-    assert (colours[0], colours[-1]) == ("#ffffff", "#a83c00")
-    grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.3, 0.6, 0.1]) for c in colours]
-    assert (np.diff(grey) <= 1e-9).all()

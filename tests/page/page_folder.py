@@ -10,24 +10,24 @@ from firstlight.data.images import ImageSet
 from firstlight.insight.evaluation import Evaluation
 from firstlight.machine.streams import seeded
 from firstlight.recipes import named
-from firstlight.record import record
+from firstlight.record.record import Record
 from firstlight.record.run_folder import RunFolder
+from firstlight.record.summary import Summary
 from firstlight.training.history import Epoch, History
 from firstlight.training.lr_finder import LRFinding
 
 EVIL = "<img src=x onerror=alert(1)>"
-SUMMARY = {
-    "test_accuracy": 0.9314,
-    "test_accuracy_tta": 0.9402,
-    "test_interval_95": [0.9263, 0.9362],
-    "epochs": 3,
-    "parameters": 6573120,
-    "train_seconds": 3420.0,
-    "wall_seconds": 4000.0,
-    "peak_lr": 0.4,
-    "min_lr": 0.0018,
-    "date": "2026-01-01",
-}
+SUMMARY = Summary(
+    test_accuracy=0.9314,
+    test_accuracy_tta=0.9402,
+    test_interval_95=(0.9263, 0.9362),
+    parameters=6573120,
+    train_seconds=3420.0,
+    wall_seconds=4000.0,
+    peak_lr=0.4,
+    min_lr=0.0018,
+    date="2026-01-01",
+)
 ENVIRONMENT = {
     "hardware": "Some CPU, 2 cores",
     "precision": "bf16",
@@ -39,47 +39,42 @@ ENVIRONMENT = {
 COUNT = 400
 
 
-def make_run(place: Path, *, count: int = COUNT, seed: int = 0) -> Evaluation:
-    """Fill a folder and return what its network is said to have answered."""
-    chosen = named("shapes.demo").replace(width=2, epochs=3, peak_epoch=1)
-    real = chosen.data.facts().classes
-    classes = (EVIL, '"quoted" & </script><script>alert(2)</script>', *real[2:])
-    draw = torch.Generator().manual_seed(seed)
+def make_run(path: Path) -> Evaluation:
+    """Fill a folder and return the answers of its network, which are drawn at random."""
+    recipe = named("shapes.demo").over(3).replace(width=2)
+    facts = recipe.data.facts()
+    assert facts is not None
+    classes = (EVIL, '"quoted" & </script><script>alert(2)</script>', *facts.classes[2:])
+    draw = torch.Generator().manual_seed(0)
     images = ImageSet(
-        images=torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw),
-        labels=torch.arange(count) % len(classes),
+        images=torch.randint(256, (COUNT, 3, 32, 32), dtype=torch.uint8, generator=draw),
+        labels=torch.arange(COUNT) % len(classes),
         classes=classes,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        names=[f"photos/{EVIL}/\"{index}'.png" for index in range(count)],
+        names=[f"photos/{EVIL}/\"{index}'.png" for index in range(COUNT)],
     )
-    scores = torch.randn(count, len(classes), generator=draw)
-    scores[torch.arange(count), images.labels] += 1.5
-    plain, mirrored = (
+    scores = torch.randn(COUNT, len(classes), generator=draw)
+    scores[torch.arange(COUNT), images.labels] += 1.5
+    plain, averaged = (
         Evaluation(classes, images.labels, scores.softmax(1), images.names, tta) for tta in (False, True)
     )
     samples = {"images": images.images[:3], "labels": images.labels[:3]}
-    for number, part in enumerate(chosen.augment):
-        samples[f"draws_{number}"] = part.sample(3, 32, 32, draw)
-    data = {
-        "classes": list(classes),
-        "shape": [3, 32, 32],
-        "mean": images.mean,
-        "std": images.std,
-        "test_images": count,
-    }
+    for number, part in enumerate(recipe.augment):
+        samples[f"draws_{number}"] = part.sample(torch.arange(3), 32, 32, lambda _: draw, 0)
+    data = {"classes": classes, "shape": [3, 32, 32], "mean": images.mean, "std": images.std}
     finding = LRFinding(
         (0.1, 0.2, 0.4), (2.0, 1.0, 2.5), (2.0, 1.1, 2.4), 0.2, 0.1, "so", f"so {EVIL}", 165.0
     )
-    folder = RunFolder(place)
-    record.write_start(folder, chosen, finding, {**ENVIRONMENT, "data": data}, samples)
-    epochs = [
+    record = Record(RunFolder(path))
+    record.begin(recipe, finding, {**ENVIRONMENT, "data": data}, samples)
+    epochs = (
         Epoch(n, 5 * n, 0.1 / n, 2.0 / n, 0.3 * n, 100.0, 3.0 * n, None, None, 2.1 / n, 0.28 * n)
         for n in (1, 2, 3)
-    ]
-    record.write_history(folder, History(tuple(epochs)))
-    record.write_evaluation(folder, plain, mirrored, images)
-    record.write_summary(folder, dict(SUMMARY))
-    with seeded(seed, "weights"):
-        folder.write_tensors(record.MODEL, chosen.model(len(classes), 3).state_dict())
+    )
+    record.write_history(History(tuple(epochs)))
+    record.write_evaluation(plain, averaged, images)
+    record.write_summary(SUMMARY)
+    with seeded(0, "weights"):
+        record.write_model(recipe.model(len(classes), 3))
     return plain

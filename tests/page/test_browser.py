@@ -12,7 +12,8 @@ import pytest
 from page_folder import EVIL, make_run
 
 from firstlight.insight.evaluation import Evaluation
-from firstlight.run import Run
+from firstlight.page.page import write_page
+from firstlight.record.record import Record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -24,9 +25,9 @@ playwright = pytest.importorskip(
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
-    place = tmp_path_factory.mktemp("run")
-    evaluation = make_run(place)
-    return Run.open(place).report().path, evaluation
+    path = tmp_path_factory.mktemp("run")
+    evaluation = make_run(path)
+    return write_page(Record.open(path)).path, evaluation
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +86,23 @@ def test_a_cell_shows_exactly_its_images(page: Any, written: tuple[Path, Evaluat
     table = evaluation.confusion.clone().fill_diagonal_(0)
     count = len(evaluation.classes)
     cells = [divmod(int(place), count) for place in table.flatten().argsort(descending=True)[:5]]
-    for truth, said in cells:
-        cell = page.locator(f'#matrix button[data-truth="{truth}"][data-said="{said}"]')
-        assert cell.inner_text() == str(int(table[truth, said]))
+    for truth, predicted in cells:
+        cell = page.locator(f'#matrix button[data-true="{truth}"][data-predicted="{predicted}"]')
+        assert cell.inner_text() == str(int(table[truth, predicted]))
         cell.click()
         expected = [
             i
             for i in evaluation.mistakes.tolist()
-            if (evaluation.labels[i], evaluation.predictions[i]) == (truth, said)
+            if (evaluation.labels[i], evaluation.predictions[i]) == (truth, predicted)
         ]
         assert shown(page) == expected
         assert cell.get_attribute("aria-pressed") == "true"
-        assert page.locator("#found").inner_text().startswith(f"{len(expected)} mistakes")
+        assert page.locator("#extent").inner_text().startswith(f"{len(expected)} mistakes")
 
 
 def test_a_cell_of_the_diagonal_shows_right_answers(page: Any, written: tuple[Path, Evaluation]) -> None:
     evaluation = written[1]
-    page.locator('#matrix button[data-truth="3"][data-said="3"]').click()
+    page.locator('#matrix button[data-true="3"][data-predicted="3"]').click()
     right = ((evaluation.labels == 3) & (evaluation.predictions == 3)).nonzero().flatten().tolist()
     assert sorted(shown(page)) == right[:30]
 
@@ -123,7 +124,7 @@ def test_filters_and_search(page: Any, written: tuple[Path, Evaluation]) -> None
     wrong = evaluation.mistakes.tolist()
     page.locator("[name=truth]").select_option("0")
     assert shown(page) == [i for i in wrong if evaluation.labels[i] == 0]
-    page.locator("[name=said]").select_option("2")
+    page.locator("[name=predicted]").select_option("2")
     assert shown(page) == [i for i in wrong if (evaluation.labels[i], evaluation.predictions[i]) == (0, 2)]
     page.locator("button[type=reset]").click()
     assert shown(page) == wrong
@@ -133,20 +134,20 @@ def test_filters_and_search(page: Any, written: tuple[Path, Evaluation]) -> None
     page.locator("[name=text]").fill(evaluation.classes[4].upper())
     assert shown(page) == [i for i in wrong if 4 in (evaluation.labels[i], evaluation.predictions[i])]
     page.locator("[name=text]").fill("no such name")
-    assert shown(page) == [] and page.locator("#found").inner_text().startswith("No mistakes")
+    assert shown(page) == [] and page.locator("#extent").inner_text().startswith("No mistakes")
 
 
 def test_enlarging_by_mouse_and_by_keyboard(page: Any, written: tuple[Path, Evaluation]) -> None:
     evaluation = written[1]
     wrong = evaluation.mistakes.tolist()
-    dialog = page.locator("#large")
+    dialog = page.locator("#enlarged")
     page.locator("#gallery button").nth(2).click()
     assert dialog.is_visible()
-    facts = page.locator("#large-facts").inner_text()
-    said, truth = (
-        evaluation.classes[int(which[wrong[2]])] for which in (evaluation.predictions, evaluation.labels)
+    facts = page.locator("#enlarged-facts").inner_text()
+    predicted, truth = (
+        evaluation.classes[int(classes[wrong[2]])] for classes in (evaluation.predictions, evaluation.labels)
     )
-    assert f"#{wrong[2]} " in facts and f"Predicted: {said}" in facts and f"true: {truth}" in facts
+    assert f"#{wrong[2]} " in facts and f"Predicted: {predicted}" in facts and f"true: {truth}" in facts
     page.locator("#close").click()
     assert not dialog.is_visible()
 
@@ -154,9 +155,9 @@ def test_enlarging_by_mouse_and_by_keyboard(page: Any, written: tuple[Path, Eval
     page.keyboard.press("Enter")
     assert dialog.is_visible() and page.locator("#previous").is_disabled()
     page.keyboard.press("ArrowRight")
-    assert f"#{wrong[1]} " in page.locator("#large-facts").inner_text()
+    assert f"#{wrong[1]} " in page.locator("#enlarged-facts").inner_text()
     page.keyboard.press("ArrowLeft")
-    assert f"#{wrong[0]} " in page.locator("#large-facts").inner_text()
+    assert f"#{wrong[0]} " in page.locator("#enlarged-facts").inner_text()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
@@ -170,22 +171,22 @@ def picture(tab: Any, view: str) -> str:
 
 def test_the_slider_and_the_grid_change_the_heat_alone(page: Any) -> None:
     page.locator("#gallery button").first.click()
-    before = {view: picture(page, view) for view in ("view-image", "view-said")}
-    assert before["view-said"] != before["view-image"]
+    before = {view: picture(page, view) for view in ("view-image", "view-predicted")}
+    assert before["view-predicted"] != before["view-image"]
     page.locator("#opacity").fill("30")
-    fainter = picture(page, "view-said")
+    fainter = picture(page, "view-predicted")
     assert fainter not in before.values()
     page.locator("#smooth").uncheck()
-    assert picture(page, "view-said") not in (fainter, *before.values())
+    assert picture(page, "view-predicted") not in (fainter, *before.values())
     page.locator("#opacity").fill("0")
-    assert picture(page, "view-said") == before["view-image"] == picture(page, "view-image")
+    assert picture(page, "view-predicted") == before["view-image"] == picture(page, "view-image")
 
 
 def test_hostile_names_are_words(page: Any, written: tuple[Path, Evaluation]) -> None:
     assert page.locator('img[src="x"]').count() == 0
-    assert page.locator("script").count() == 2
+    assert page.locator("script").count() == 4
     page.locator("#gallery button").first.click()
-    assert page.locator("#large-title").inner_text().startswith(f'photos/{EVIL}/"')
+    assert page.locator("#enlarged-title").inner_text().startswith(f'photos/{EVIL}/"')
     assert EVIL in page.locator("#matrix").inner_text()
     assert page.locator("#command").inner_text().endswith(f"'x={EVIL}'")
 
@@ -207,11 +208,11 @@ def test_values_are_read_off_by_pointer_and_by_keyboard(page: Any) -> None:
 def test_the_table_of_classes_sorts(page: Any, written: tuple[Path, Evaluation]) -> None:
     scores = written[1].per_class
     rows = "#classes tbody tr th"
-    page.locator("#classes th button", has_text="recall").click()
+    page.locator("#classes th button", has_text="Recall").click()
     rising = page.locator(rows).all_inner_texts()
     recalls = {score.name: round(score.recall, 6) for score in scores}
     assert [recalls[name] for name in rising] == sorted(recalls.values())
-    page.locator("#classes th button", has_text="recall").click()
+    page.locator("#classes th button", has_text="Recall").click()
     assert [recalls[name] for name in page.locator(rows).all_inner_texts()] == sorted(
         recalls.values(), reverse=True
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -11,17 +13,22 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from page_folder import COUNT, ENVIRONMENT, EVIL, SUMMARY, make_run
+from PIL import Image
 
+from firstlight.data.augment import normalise
+from firstlight.data.images import ImageSet
 from firstlight.insight.evaluation import Evaluation
+from firstlight.insight.gradcam import gradcam
 from firstlight.insight.suspects import suspects
 from firstlight.page import payload
-from firstlight.page.page import Page, setting
+from firstlight.page.page import Page, setting, write_page
 from firstlight.record import record
-from firstlight.record.run_folder import RunFolder
-from firstlight.run import Run
+from firstlight.record.record import Record
+from firstlight.record.suspects import TrainingSuspects
 
 ESCAPED = "&lt;img src=x onerror=alert(1)&gt;"
 
@@ -58,11 +65,11 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]:
     """A run folder that lacks nothing, with its page."""
-    place = tmp_path_factory.mktemp("whole") / "run & <b>"
-    place.mkdir()
-    evaluation = make_run(place)
-    Run.open(place).report()
-    return place, evaluation
+    path = tmp_path_factory.mktemp("whole") / "run & <b>"
+    path.mkdir()
+    evaluation = make_run(path)
+    write_page(Record.open(path))
+    return path, evaluation
 
 
 @pytest.fixture
@@ -77,12 +84,12 @@ def text(whole: tuple[Path, Evaluation]) -> str:
 
 
 def script_of(text: str) -> dict[str, Any]:
-    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    return dict(json.loads(found))
+    (script,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return dict(json.loads(script))
 
 
-def report(place: Path) -> Reader:
-    return Reader(Run.open(place).report().read())
+def report(path: Path) -> Reader:
+    return Reader(write_page(Record.open(path)).read())
 
 
 def test_nothing_is_fetched(text: str) -> None:
@@ -99,16 +106,16 @@ def test_nothing_is_fetched(text: str) -> None:
     assert "url(" not in without_pictures and "@import" not in without_pictures
 
 
-def test_the_policy_allows_this_style_and_this_script_and_no_other(text: str) -> None:
+def test_the_policy_allows_this_style_and_these_scripts_and_no_other(text: str) -> None:
     (policy,) = [
         meta["content"] or ""
         for meta in Reader(text).of("meta")
         if meta.get("http-equiv") == "Content-Security-Policy"
     ]
     for tag in ("style", "script"):
-        (found,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(found.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy.split("; ")
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+        assert " ".join([f"{tag}-src", *(f"'sha256-{digest}'" for digest in digests)]) in policy.split("; ")
     assert {"default-src 'none'", "img-src data:", "base-uri 'none'"} <= set(policy.split("; "))
     assert "unsafe" not in policy
     # Before it stands nothing that a browser would act on.
@@ -117,160 +124,178 @@ def test_the_policy_allows_this_style_and_this_script_and_no_other(text: str) ->
 
 def test_names_stay_text_wherever_they_come_from(text: str) -> None:
     assert "<img src=x" not in text and "run & <b>" not in text and "</script><script>" not in text
-    assert text.count("</script>") == 2
+    assert text.count("</script>") == 4
     assert text.count(ESCAPED) > 5  # class by class, in the data, the finding, the command
     assert "run & <b>" in Reader(text).text
-    found = script_of(text)
-    assert found["classes"][0] == EVIL
-    assert found["items"]["name"][0].startswith(f'photos/{EVIL}/"')
+    script = script_of(text)
+    assert script["classes"][0] == EVIL
+    assert script["items"]["name"][0].startswith(f'photos/{EVIL}/"')
 
 
-def test_both_accuracies_are_told_apart_with_interval_hardware_and_times(text: str) -> None:
-    said = Reader(text).text
-    assert "93.14% test accuracy without test-time augmentation" in said
-    assert f"95 % interval 92.63% to 93.62%, {COUNT} images" in said
-    assert "94.02% with test-time augmentation" in said
-    for words in ("Some CPU, 2 cores", "57 min", "67 min", "2 min 45 s", "6,573,120", "0.0018 to 0.4"):
-        assert words in said, words
+def test_the_first_screen_tells_both_accuracies_apart_with_interval_hardware_and_times(text: str) -> None:
+    words = Reader(text).text
+    assert (
+        f"93.14% test accuracy without test-time augmentation 95% interval 92.63% to 93.62%, {COUNT}" in words
+    )
+    assert "94.02% with test-time augmentation: the mean over the image and its mirror image" in words
+    for fact in ("Some CPU, 2 cores", "57 min", "67 min", "2 min 45 s", "6,573,120", "0.0018 to 0.4"):
+        assert fact in words, fact
 
 
 def test_items_are_all_mistakes_and_then_right_answers(text: str, whole: tuple[Path, Evaluation]) -> None:
-    evaluation, found = whole[1], script_of(text)
-    listed = found["items"]
+    evaluation, items = whole[1], script_of(text)["items"]
     wrong = evaluation.mistakes.tolist()
-    assert listed["index"][: len(wrong)] == wrong
-    right = listed["index"][len(wrong) :]
+    assert items["index"][: len(wrong)] == wrong
+    right = items["index"][len(wrong) :]
     assert right and all(evaluation.predictions[i] == evaluation.labels[i] for i in right)
-    for place in (0, len(wrong) - 1, len(listed["index"]) - 1):
-        index = listed["index"][place]
-        assert listed["true"][place] == int(evaluation.labels[index])
-        assert listed["said"][place] == int(evaluation.predictions[index]) == listed["top"][place][0]
-        assert listed["loss"][place] == pytest.approx(float(evaluation.losses[index]), abs=1e-4)
-        assert listed["truth"][place] == pytest.approx(
-            float(evaluation.probabilities[index, evaluation.labels[index]]), abs=1e-4
-        )
+    for row in (0, len(wrong) - 1, len(items["index"]) - 1):
+        index = items["index"][row]
+        label = int(evaluation.labels[index])
+        assert items["true"][row] == label
+        assert items["predicted"][row] == int(evaluation.predictions[index]) == items["top"][row][0]
+        assert items["loss"][row] == pytest.approx(float(evaluation.losses[index]), abs=1e-4)
+        probability = float(evaluation.probabilities[index, label])
+        assert items["trueProbability"][row] == pytest.approx(probability, abs=1e-4)
     assert f"All {len(wrong)} mistakes are here, and {len(right)} of {evaluation.right}" in Reader(text).text
 
 
-def test_tiles_are_the_kept_images_bit_for_bit(text: str, whole: tuple[Path, Evaluation]) -> None:
-    import io
+def pixels_of(uri: str | None) -> torch.Tensor:
+    image = Image.open(io.BytesIO(base64.b64decode((uri or "").partition(",")[2])))
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
 
-    import numpy as np
-    from PIL import Image
 
-    kept = RunFolder(whole[0]).read_tensors(record.PICTURES)
-    (sheet,) = [image for image in Reader(text).of("img") if image.get("id") == "sheet"]
-    opened = Image.open(io.BytesIO(base64.b64decode((sheet["src"] or "").partition(",")[2])))
-    pixels = torch.from_numpy(np.asarray(opened.convert("RGB")).copy()).permute(2, 0, 1)
-    listed = script_of(text)["items"]
-    for place in (0, 41, len(listed["index"]) - 1):
-        tile = listed["tile"][place]
+def test_images_are_the_kept_ones_bit_for_bit(text: str, whole: tuple[Path, Evaluation]) -> None:
+    run = Record.open(whole[0])
+    assert run.kept_images is not None and run.samples is not None
+    images, indices = run.kept_images
+    sheet, *film = Reader(text).of("img")
+    pixels, items = pixels_of(sheet["src"]), script_of(text)["items"]
+    for row in (0, 41, len(items["index"]) - 1):
+        tile = items["tile"][row]
         top, left = tile // payload.COLUMNS * 32, tile % payload.COLUMNS * 32
-        expected = kept["images"][kept["indices"].tolist().index(listed["index"][place])]
+        expected = images[indices.tolist().index(items["index"][row])]
         assert torch.equal(pixels[:, top : top + 32, left : left + 32], expected)
+    assert len(film) == 4 * 3
+    for image, sample in zip(film[:3], run.samples["images"], strict=True):
+        assert torch.equal(pixels_of(image["src"]), sample)
 
 
 def test_heat_is_grad_cam_for_both_classes_on_its_native_grid(
     text: str, whole: tuple[Path, Evaluation]
 ) -> None:
-    run, heat = Run.open(whole[0]), script_of(text)["heat"]
+    run, evaluation, heat = Record.open(whole[0]), whole[1], script_of(text)["heat"]
     assert heat["endpoint"] == "layer2" and heat["grid"] == [8, 8]
-    assert heat["count"] == len(run.evaluation.mistakes)
+    assert heat["count"] == len(evaluation.mistakes)
     values = torch.frombuffer(bytearray(base64.b64decode(heat["bytes"])), dtype=torch.uint8).view(-1, 2, 8, 8)
-    worst = run.evaluation.mistakes[:5]
-    images = run.kept_pictures()[0][:5]
-    both = run.heatmaps(images, run.evaluation.predictions[worst], run.evaluation.labels[worst])
-    maps = torch.stack([heatmaps.maps for heatmaps in both], dim=1)
+    assert run.kept_images is not None
+    worst, images = evaluation.mistakes[:5], normalise(run.kept_images[0][:5], run.data.mean, run.data.std)
+    pair = (
+        gradcam(run.model, images, labels[worst]) for labels in (evaluation.predictions, evaluation.labels)
+    )
+    maps = torch.stack([heatmaps.maps for heatmaps in pair], dim=1)
     expected = 255 * maps / maps.flatten(1).amax(1).clamp_min(1e-30).view(-1, 1, 1, 1)
     torch.testing.assert_close(values[:5].float(), expected, atol=0.51, rtol=0)
 
 
-def test_the_checklist_says_kept_and_broken_in_words_too(text: str) -> None:
-    said = Reader(text).text
-    assert "✓ As the assignment says: " in said and "✗ Otherwise than the assignment: " in said
+def test_the_checklist_of_the_assignment_is_in_words_too_and_for_its_recipes_alone(
+    text: str, folder: Path
+) -> None:
+    words = Reader(text).text
+    assert "✓ As the assignment says: " in words and "✗ Not as the assignment says: " in words
+    change_recipe(folder, name="my.own")
+    assert "assignment" not in report(folder).text
+
+
+def change_recipe(folder: Path, **changes: object) -> None:
+    values = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    values["recipe"] |= changes
+    (folder / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
 
 
 def test_what_a_setting_does_to_a_number_is_said_beside_it(folder: Path, text: str) -> None:
     plain = Reader(text).text
     assert "label smoothing (" not in plain and "to two corners" not in plain
-    values = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    values["recipe"] |= {"label_smoothing": 0.2, "tta_shift": 2}
-    (folder / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
-    said = Reader(Run(RunFolder(folder)).report().path.read_text(encoding="utf-8")).text
-    assert "its loss alone is with label smoothing (0.2)" in said
-    assert "also moved by 2 pixels to two corners" in said
+    change_recipe(folder, objective={"type": "Objective", "label_smoothing": 0.2}, tta_shift=2)
+    words = report(folder).text
+    assert "Only its loss includes label smoothing (0.2)." in words
+    assert "also moved by 2 pixels to two corners" in words
 
 
-def test_pictures_that_do_not_fit_are_left_out_from_the_end() -> None:
-    images = torch.randint(
-        256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def test_images_that_do_not_fit_are_left_out_from_the_end() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8, generator=draw)
     limit = len(payload.sheet(images)) // 2
-    made, kept = payload.sheet_within(images, torch.arange(500, 700), limit)
-    assert len(made) <= limit and 80 <= len(kept) < 110
-    assert kept.tolist() == list(range(500, 500 + len(kept)))
+    uri, indices = payload.sheet_within(images, torch.arange(500, 700), limit)
+    assert len(uri) <= limit and 80 <= len(indices) < 110
+    assert indices.tolist() == list(range(500, 500 + len(indices)))
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("lost", "words"),
     [
-        (record.FINDING, "the rates were given, so none were sought"),
-        (record.MODEL, None),
+        (record.FINDING, "the rates were given, so the finder did not run"),
+        (record.MODEL, ""),
         (record.PICTURES, "this run keeps no test images"),
         (record.SAMPLES, "this run keeps no augmented images"),
         (record.PREDICTIONS, "this run keeps no predictions"),
         (record.HISTORY, "no epoch was finished"),
         (record.SUMMARY, "the test accuracy. This run was not evaluated"),
-        (record.MISTAKES, None),
+        (record.MISTAKES, ""),
     ],
 )
-def test_what_a_folder_lacks_is_named(lost: str, said: str | None, folder: Path) -> None:
+def test_what_a_folder_lacks_or_holds_damaged_is_named(lost: str, words: str, folder: Path) -> None:
     (folder / lost).unlink()
-    found = report(folder).text
-    assert "Firstlight report" in found and "The assignment, line by line" in found
-    if said is not None:
-        assert f"Not available: {said}" in found
+    page = report(folder).text
+    assert "Firstlight report" in page and "The assignment, line by line" in page
+    assert not words or f"Not available: {words}" in page
+    if not lost.endswith(".json"):
+        (folder / lost).write_bytes(b"\x00 damaged")
+        assert "Firstlight report" in report(folder).text
 
 
 def test_the_bare_beginning_of_a_run_has_a_page(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in (record.ENVIRONMENT, "recipe.json"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    read = report(folder)
-    assert read.text.count("Not available: ") >= 6
-    assert [image.get("id") for image in read.of("img")] == []
+            path.unlink()
+    page = report(folder)
+    assert page.text.count("Not available: ") >= 6 and not page.of("img")
+    (folder / record.ENVIRONMENT).unlink()
+    words = report(folder).text
+    assert "cannot read environment.json" in words and str(folder) not in words
 
 
 @pytest.mark.parametrize("value", [None, "ninety", [], {}, float("nan")])
 def test_numbers_that_are_none_break_nothing(value: Any, folder: Path) -> None:
-    broken = {key: value for key in SUMMARY if key not in ("date", "peak_lr", "min_lr")}
-    record.write_summary(RunFolder(folder), broken)
-    found = report(folder).text
-    assert "nan" not in found.lower().split()
-    assert "not measured" in found
+    numbers = {key: value for key in SUMMARY.to_json() if key not in ("date", "peak_lr", "min_lr")}
+    (folder / record.SUMMARY).write_text(json.dumps(numbers), encoding="utf-8")
+    words = report(folder).text
+    assert "nan" not in words.lower().split() and "not measured" in words
+
+
+def test_a_network_that_diverged_has_a_page(folder: Path) -> None:
+    run = Record.open(folder)
+    tensors = run.folder.read_tensors(record.PREDICTIONS)
+    run.folder.write_tensors(
+        record.PREDICTIONS, {**tensors, "probabilities": tensors["probabilities"] * torch.nan}
+    )
+    last = dataclasses.replace(run.history.epochs[-1], train_loss=float("nan"))
+    run.write_history(dataclasses.replace(run.history, epochs=(*run.history.epochs[:-1], last)))
+    assert "a row of probabilities has a value that is none" in report(folder).text
 
 
 def test_a_table_of_mistakes_of_another_kind_only_loses_names(folder: Path) -> None:
     for content in ("", "a,b\n1,2\n", "index,name,true,predicted,confidence\n1\n1,2,3,4,5,6,7\nx,y,z,0,0\n"):
         (folder / record.MISTAKES).write_text(content, encoding="utf-8")
-        found = script_of(Run.open(folder).report().read())
-        assert found["items"]["index"] and found["items"]["name"][0] == ""
+        items = script_of(write_page(Record.open(folder)).read())["items"]
+        assert items["index"] and items["name"][0] == ""
 
 
-def test_a_rate_left_open_is_shown_as_found(text: str) -> None:
-    assert "peak lr found: 0.4" in Reader(text).text
-
-
-def test_settings_are_written_as_a_person_would() -> None:
+def test_settings_are_written_as_a_person_would(text: str) -> None:
     part = {"type": "Crop", "size": 32, "padding": "reflect"}
     assert setting([part, {"type": "FlipLR"}]) == "Crop(size=32, padding=reflect), FlipLR()"
-    assert [setting(value) for value in (True, None, 0.00050000001, [], "x")] == [
-        "yes",
-        "–",
-        "0.0005",
-        "none",
-        "x",
-    ]
+    values = (True, None, 0.00050000001, [], "x")
+    assert [*map(setting, values)] == ["yes", "–", "0.0005", "none", "x"]
+    assert "peak_lr=0.4 (found), min_lr=0.0018 (found)" in Reader(text).text
 
 
 def test_a_notebook_shows_the_page_within(whole: tuple[Path, Evaluation], text: str) -> None:
@@ -280,26 +305,50 @@ def test_a_notebook_shows_the_page_within(whole: tuple[Path, Evaluation], text: 
     assert str(page).endswith("report.html") and Path(page).is_file()
 
 
-def test_figures_are_written_beside_it(whole: tuple[Path, Evaluation]) -> None:
-    drawn = sorted(path.stem for path in (whole[0] / record.FIGURES).iterdir())
-    assert drawn == ["augmentations", "confusion", "gradcam", "learning_curves", "lr_finder", "misclassified"]
-
-
-def test_the_command_is_told(text: str) -> None:
-    assert ENVIRONMENT["command"] in Reader(text).text
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (ENVIRONMENT["command"], ENVIRONMENT["command"]),
+        ("firstlight train x; rm -rf ~ $(id)", "firstlight train 'x;' rm -rf '~' '$(id)'"),
+        ("firstlight train 'a\nb'", None),
+        ("rm -rf /", None),
+        ("firstlight train 'open", None),
+        (17, None),
+    ],
+)
+def test_the_command_that_repeats_the_run_is_shown_and_can_do_nothing_else(
+    command: object, shown: str | None, folder: Path
+) -> None:
+    values = json.loads((folder / record.ENVIRONMENT).read_text(encoding="utf-8"))
+    (folder / record.ENVIRONMENT).write_text(json.dumps({**values, "command": command}), encoding="utf-8")
+    words = report(folder).text
+    assert shown in words if shown else "The command" not in words and "rm -rf" not in words
 
 
 def test_more_labels_are_shown_than_are_estimated_to_be_wrong(
     whole: tuple[Path, Evaluation], text: str
 ) -> None:
-    _, evaluation = whole
-    found = suspects(evaluation.labels, evaluation.probabilities)
-    script = script_of(text)
-    shown = [script["items"]["index"][place] for place in script["suspects"]]
-    ranked = [index for index in found.order.tolist() if index in set(evaluation.mistakes.tolist())]
-    assert found.count < 24 and shown == ranked[:24]
-    said = Reader(text).text
-    estimated = f"about {found.count} may carry" if found.count else "none is likelier to carry"
-    assert (
-        estimated in said and "Look at the 24 most doubtful" in said and "only the order is claimed" in said
-    )
+    evaluation, script = whole[1], script_of(text)
+    ranking = suspects(evaluation.labels, evaluation.probabilities)
+    shown = [script["items"]["index"][row] for row in script["suspects"]]
+    ranked = [index for index in ranking.order.tolist() if index in set(evaluation.mistakes.tolist())]
+    assert ranking.count < 24 and shown == ranked[:24]
+    words = Reader(text).text
+    assert f"about {ranking.count} labels" in words if ranking.count else "no label is likely" in words
+    assert "Show the 24 most doubtful labels" in words and "only their order has a meaning" in words
+    assert "firstlight suspects 'run & <b>' does so" in words
+
+
+def test_label_errors_of_the_training_set_are_shown_with_their_images(folder: Path) -> None:
+    run, draw = Record.open(folder), torch.Generator().manual_seed(1)
+    labels, classes = torch.arange(COUNT) % 10, run.data.classes
+    images = torch.randint(256, (COUNT, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    names = [f"{EVIL} {index}" for index in range(COUNT)]
+    rows = torch.randn(COUNT, 10, generator=draw).softmax(1)
+    ranking = suspects(labels, rows)
+    data = ImageSet(images, labels, classes, run.data.mean, run.data.std, names)
+    TrainingSuspects.write(run.folder, ranking, rows, data)
+    page = report(folder)
+    shown = [image for image in page.of("img") if image.get("width") == "64"]
+    assert len(shown) == payload.shown_suspects(ranking.count)
+    assert torch.equal(pixels_of(shown[0]["src"]), images[ranking.order[0]])

@@ -1,1 +1,1 @@
-"""How we draw it: figures from plain results."""
+"""How we draw it: figures from plain results, each in the house style."""

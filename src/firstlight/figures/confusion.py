@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from firstlight.figures.style import (
@@ -11,27 +14,29 @@ from firstlight.figures.style import (
     GRID,
     INK,
     MUTED,
+    NOTE,
     PAPER,
     SMALL,
-    TITLE,
     WASH,
     Sheet,
     fitted,
     in_one_look,
-    shades,
     width_of,
 )
 from firstlight.insight.evaluation import Evaluation
 
 MOST_NUMBERS = 25
-"""Classes beyond which a confusion matrix shows colours alone."""
+"""Classes beyond which a confusion matrix shows colours without numbers."""
+_MISTAKES = LinearSegmentedColormap.from_list("mistakes", [PAPER, "#f3b183", "#a83c00"]).with_extremes(
+    bad=WASH
+)
 
 
 @in_one_look
 def confusion(evaluation: Evaluation) -> Sheet:
-    """Draw how often each true class was taken for each other; right answers stay grey, so mistakes show.
+    """Draw how often each true class was predicted as each other; right answers stay grey, so mistakes show.
 
-    Colour is the share of the true class's images, numbers are counts.
+    Colours are shares of the true class's images, numbers are counts.
     """
     counts = evaluation.confusion.numpy()
     number = len(evaluation.classes)
@@ -46,18 +51,14 @@ def confusion(evaluation: Evaluation) -> Sheet:
     angle = 0 if label < cell - 0.08 else 45 if number <= MOST_NUMBERS else 90
     below = {0: 0.35, 45: 0.75 * label + 0.25, 90: label + 0.2}[angle]
     sheet = Sheet(max(left + side + 2.1, 5.2), max(top + side + below + 0.55, 3.2))
-    sheet.write(0.3, 0.2, "Confusion matrix", size=TITLE, weight="bold")
     wrong = int(totals.sum()) - evaluation.right
-    how = ", with test-time augmentation" if evaluation.tta else ""
-    sheet.write(
-        0.3, 0.46, f"{wrong:,} mistakes on {int(totals.sum()):,} images{how}", size=SMALL, color=MUTED
-    )
+    tta = ", with test-time augmentation" if evaluation.tta else ""
+    sheet.title("Confusion matrix", f"{wrong:,} mistakes on {int(totals.sum()):,} images{tta}")
     axes = sheet.area(left, top, side, side)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    colours = shades(PAPER, "#a83c00", "mistakes").with_extremes(bad=WASH)
     strongest = float(np.nanmax(mistakes)) if wrong else 1.0
-    image = axes.imshow(np.ma.masked_invalid(mistakes), cmap=colours, vmin=0, vmax=strongest, aspect="auto")
+    image = axes.imshow(np.ma.masked_invalid(mistakes), cmap=_MISTAKES, vmin=0, vmax=strongest, aspect="auto")
     edges = np.arange(number + 1) - 0.5
     for lines in (axes.hlines, axes.vlines):
         lines(edges, -0.5, number - 0.5, color=GRID, lw=0.8 if number <= MOST_NUMBERS else 0.3, zorder=2)
@@ -80,33 +81,23 @@ def confusion(evaluation: Evaluation) -> Sheet:
     scale.update_ticks()
     bar.grid(False)
     bar.tick_params(length=0, labelsize=SMALL)
-    sheet.write(left + side + 1.05, top - 0.4, "share taken\nfor another", size=SMALL, color=MUTED)
+    sheet.write(left + side + 1.05, top - 0.4, "share of the\ntrue class", **NOTE)
     return sheet
 
 
 def _numbers(axes: Axes, counts: np.ndarray, strength: np.ndarray, size: float) -> None:
     """Write each count into its cell, light on dark cells; zeros stay empty."""
     for row, column in np.argwhere(counts).tolist():
-        colour = MUTED if row == column else PAPER if strength[row, column] > 0.6 else INK
-        axes.text(
-            column, row, f"{counts[row, column]}", ha="center", va="center_baseline", size=size, color=colour
-        )
+        colour = MUTED if row == column else PAPER if strength[row, column] > 0.78 else INK
+        count, centred = str(counts[row, column]), {"ha": "center", "va": "center_baseline"}
+        axes.text(column, row, count, centred, size=size, color=colour)
 
 
 def _recall(axes: Axes, shares: np.ndarray, totals: np.ndarray, size: float) -> None:
-    """Write beside each row the share of its class that was classified right."""
-    beyond = len(shares) - 0.5
+    """Write beside each row the recall of its class."""
+    edge = len(shares) - 0.5
+    beside: dict[str, Any] = {"textcoords": "offset points"}
     for row, (share, total) in enumerate(zip(shares.tolist(), totals.tolist(), strict=True)):
-        said = f"{100 * share:.1f}%" if total else "no images"
-        axes.annotate(
-            said,
-            (beyond, row),
-            (8, 0),
-            textcoords="offset points",
-            va="center_baseline",
-            size=size,
-            color=INK,
-        )
-    axes.annotate(
-        "recall", (beyond, -0.5), (8, 6), textcoords="offset points", va="bottom", size=SMALL, color=MUTED
-    )
+        recall = f"{100 * share:.1f}%" if total else "no images"
+        axes.annotate(recall, (edge, row), (8, 0), va="center_baseline", size=size, color=INK, **beside)
+    axes.annotate("recall", (edge, -0.5), (8, 6), va="bottom", **NOTE, **beside)

@@ -1,54 +1,42 @@
-"""From results to figures: curves, the confusion matrix in `matrix`, what shows images in `pictures`.
+"""The learning curves of a run, and what its learning-rate finder saw, as figures.
 
-Every function takes plain results and returns a `matplotlib.figure.Figure`. pyplot is never used and no
-setting of matplotlib is left changed, so all of it works headless and in a notebook alike.
+As all figures, they are drawn from plain results. pyplot is never used and no setting of matplotlib is left
+changed, so they work in a script and in a notebook alike.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from firstlight.errors import InputError
-from firstlight.figures.confusion import confusion
-from firstlight.figures.images import augmentations, gradcam, misclassified
 from firstlight.figures.style import (
     BLUE,
     BODY,
     INK,
     LINE,
     MUTED,
+    NOTE,
     PAPER,
-    SMALL,
     TITLE,
     VERMILLION,
     WASH,
     Sheet,
     in_one_look,
-    spread,
-    to_png,
+    keep_apart,
     width_of,
 )
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
-__all__ = [
-    "augmentations",
-    "confusion",
-    "gradcam",
-    "learning_curves",
-    "lr_finder",
-    "misclassified",
-    "to_png",
-]
-
+_STEPS = [1, 2, 2.5, 5, 10]
 _PARTS = (
-    # whose, colour, width of the line
+    # part of the data, colour, width of the line
     ("train", MUTED, 1.5),
     ("validation", VERMILLION, 1.5),
     ("test", BLUE, 2.4),
@@ -62,135 +50,102 @@ def learning_curves(
     """Draw accuracy, loss and learning rate over the epochs.
 
     schedule: step -> rate, drawn for every step; without it, the rate of each epoch's last step.
-    label_smoothing: of the training loss, which lies higher by it; the other losses are without.
+    label_smoothing: of the training loss, which is higher for it; the other losses are without.
     """
     if not len(history):
         raise InputError("a history without a finished epoch has no learning curves")
-    last = history.epochs[-1].epoch
     sheet = Sheet(8.4, 8.15)
     left, across = 0.75, 6.05
-    places = ((0.54, 2.7), (3.74, 1.8), (6.04, 0.9))
-    panels = [sheet.area(left, top, across, high) for top, high in places]
+    panels = [sheet.area(left, top, across, high) for top, high in ((0.54, 2.7), (3.74, 1.8), (6.04, 0.9))]
     for axes, top, title in zip(panels, (0.2, 3.4, 5.7), ("Accuracy", "Loss", "Learning rate"), strict=True):
         sheet.write(left, top, title, size=TITLE, weight="bold")
-        axes.set_xlim(0, last)
+        axes.set_xlim(0, history.epochs[-1].epoch)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, steps=[1, 2, 4, 5, 10]))
         axes.tick_params(axis="x", length=0 if axes is not panels[-1] else 3, labelbottom=axes is panels[-1])
     panels[-1].set_xlabel("epoch")
-    _curves(panels[0], history, "accuracy", lambda value: f"{value:.2%}", 0.1)
+    _curves(panels[0], history, "accuracy", "{:.2%}", 0.1)
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.10g}%"))
-    _curves(panels[1], history, "loss", lambda value: f"{value:.3f}", 0.2)
+    _curves(panels[1], history, "loss", "{:.3f}", 0.2)
     _rates(panels[2], history, schedule)
-    said = ["Train: running mean over augmented images, as the weights changed"]
-    said[0] += f"; its loss alone is with label smoothing ({label_smoothing:g})." if label_smoothing else "."
+    notes = ["Train: running mean over augmented images while the weights change."]
+    if label_smoothing:
+        notes[0] += f" Only this loss includes label smoothing ({label_smoothing:g})."
     if any(epoch.test_accuracy is not None for epoch in history):
-        said.append("Test: scored after training, from snapshots of the weights.")
-    sheet.write(left, 7.58, "\n".join(said), size=SMALL, color=MUTED)
+        notes.append("Test: measured after training, with the weights saved at each epoch.")
+    sheet.write(left, 7.58, "\n".join(notes), **NOTE)
     return sheet
 
 
-def _curves(axes: Axes, history: History, what: str, say: Callable[[float], str], least_span: float) -> None:
-    """Draw one line for each part of the data that was measured, named at its end."""
-    epochs = [epoch.epoch for epoch in history]
-    lines: list[tuple[str, str, list[float]]] = []
+def _curves(axes: Axes, history: History, quantity: str, form: str, least_span: float) -> None:
+    """Draw one line for each part of the data that was measured, with its last value at its end."""
+    lines: list[tuple[str, str, list[tuple[int, float]]]] = []
     for rank, (part, colour, width) in enumerate(_PARTS):
-        values = [math.nan if value is None else value for value in history.column(f"{part}_{what}")]
-        if not np.isfinite(values).any():
+        values = history.column(f"{part}_{quantity}")
+        pairs = zip(history, values, strict=True)
+        points = [(epoch.epoch, y) for epoch, y in pairs if y is not None and math.isfinite(y)]
+        if not points:
             continue
-        lines.append((part, colour, values))
-        measured = [(x, y) for x, y in zip(epochs, values, strict=True) if math.isfinite(y)]
-        few = len(measured) < max(3, len(values))  # not every epoch was scored: show which
-        axes.plot(
-            *zip(*measured, strict=True),
-            color=colour,
-            lw=width,
-            marker="o" if few else "",
-            ms=width + 2,
-            label=part,
-            zorder=3 + rank,
-        )
-    known = np.array([value for _, _, values in lines for value in values])
-    known = known[np.isfinite(known)]
-    low, high = float(known.min()), float(known.max())
-    span = max(high - low, least_span)  # what differs little must not look far apart
-    middle, room = (low + high) / 2, 0.56 * span
-    axes.set_ylim(max(middle - room, 0.0) if low >= 0 else middle - room, middle + room)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    ends = [
-        next((x, y) for x, y in zip(epochs[::-1], values[::-1], strict=True) if math.isfinite(y))
-        for _, _, values in lines
-    ]
+        lines.append((part, colour, points))
+        few = len(points) < max(3, len(values))  # not every epoch was measured: show which
+        dots: dict[str, Any] = {"marker": "o" if few else "", "ms": width + 2}
+        axes.plot(*zip(*points, strict=True), color=colour, lw=width, label=part, zorder=3 + rank, **dots)
+    if not lines:
+        return
+    _limit(axes, [y for _, _, points in lines for _, y in points], least_span)
     bottom, top = axes.get_ylim()
-    down = axes.get_position().height * float(axes.figure.get_figheight())  # type: ignore[union-attr]
-    places = spread([(y - bottom) / (top - bottom) for _, y in ends], BODY * LINE / 72 / down)
-    for (part, colour, _), (x, y), place in zip(lines, ends, places, strict=True):
+    height = axes.get_position().height * float(axes.figure.get_figheight())  # type: ignore[union-attr]
+    ends = [points[-1] for _, _, points in lines]
+    heights = keep_apart([(y - bottom) / (top - bottom) for _, y in ends], BODY * LINE / 72 / height)
+    for (part, colour, _), (x, y), place in zip(lines, ends, heights, strict=True):
         axes.plot([x], [y], "o", color=colour, ms=5.5, mec=PAPER, mew=1.2, clip_on=False, zorder=8)
-        axes.text(
-            1.02,
-            place,
-            f"{part} {say(y)}",
-            color=colour,
-            transform=axes.transAxes,
-            va="center",
-            weight="bold" if part == "test" else "normal",
-            size=BODY + (part == "test"),
-        )
+        font: dict[str, Any] = {"size": BODY + 1, "weight": "bold"} if part == "test" else {}
+        words = f"{part} {form.format(y)}"
+        axes.text(1.02, place, words, font, color=colour, transform=axes.transAxes, va="center")
+
+
+def _limit(axes: Axes, values: Sequence[float], least_span: float) -> None:
+    """Set the limits of a curve so that what differs little does not look far apart."""
+    low, high = min(values), max(values)
+    middle, room = (low + high) / 2, 0.56 * max(high - low, least_span)
+    axes.set_ylim(max(middle - room, 0.0) if low >= 0 else middle - room, middle + room)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=_STEPS))
 
 
 def _rates(axes: Axes, history: History, schedule: Callable[[int], float] | None) -> None:
     if schedule is None:
-        places = [float(epoch.epoch) for epoch in history]
+        epochs = [float(epoch.epoch) for epoch in history]
         rates = [epoch.lr for epoch in history]
     else:
-        done, per_epoch = history.epochs[-1].step, history.epochs[-1].step / history.epochs[-1].epoch
-        places = [(step + 1) / per_epoch for step in range(done)]
-        rates = [schedule(step) for step in range(done)]
-    axes.plot(
-        places,
-        rates,
-        color=INK,
-        lw=1.5,
-        marker="o" if len(rates) < 3 else "",
-        ms=4,
-        clip_on=False,
-        label="learning rate",
-        zorder=3,
-    )
-    axes.fill_between(places, 0, rates, color=WASH, lw=0)
+        last = history.epochs[-1]
+        epochs = [(step + 1) * last.epoch / last.step for step in range(last.step)]
+        rates = [schedule(step) for step in range(last.step)]
+    dots: dict[str, Any] = {"marker": "o" if len(rates) < 3 else "", "ms": 4}
+    axes.plot(epochs, rates, color=INK, lw=1.5, clip_on=False, label="learning rate", zorder=3, **dots)
+    axes.fill_between(epochs, 0, rates, color=WASH, lw=0)
     highest = max(rates)
     axes.set_ylim(0, 1.08 * highest or 1.0)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 2.5, 5, 10]))
-    peak = rates.index(highest)
-    last = rates[-1] / axes.get_ylim()[1]
-    axes.text(
-        1.02, max(last, 0.06), f"last {rates[-1]:.3g}", transform=axes.transAxes, va="center", color=MUTED
-    )
-    if last < 0.6:
-        axes.text(
-            1.02,
-            1.0,
-            f"highest {highest:.3g}\nat epoch {places[peak]:.3g}",
-            transform=axes.transAxes,
-            va="top",
-            color=INK,
-        )
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=_STEPS))
+    end = rates[-1] / axes.get_ylim()[1]
+    words = f"last {rates[-1]:.3g}"
+    axes.text(1.02, max(end, 0.06), words, va="center", color=MUTED, transform=axes.transAxes)
+    if end < 0.6:
+        words = f"highest {highest:.3g}\nat epoch {epochs[rates.index(highest)]:.3g}"
+        axes.text(1.02, 1.0, words, va="top", color=INK, transform=axes.transAxes)
 
 
 @in_one_look
 def lr_finder(finding: LRFinding) -> Sheet:
     """Draw the range test: every loss, the smoothed curve, and the two rates that were chosen."""
     sheet = Sheet(8.4, 5.1)
-    sheet.write(0.75, 0.2, "Learning-rate finder", size=TITLE, weight="bold")
-    sheet.write(0.75, 0.46, f"{finding.method}, {len(finding.rates)} steps", size=SMALL, color=MUTED)
+    sheet.title("Learning-rate finder", f"{finding.method}, {len(finding.rates)} steps", 0.75)
     axes = sheet.area(0.75, 1.05, 7.15, 2.75)
     axes.set_xscale("log")
     axes.axvspan(finding.min_lr, finding.peak_lr, color=BLUE, alpha=0.07, lw=0, zorder=0)
-    axes.plot(
-        finding.rates, finding.losses, color="#b4bcc9", lw=0.9, marker="o", ms=2.2, label="loss", zorder=2
-    )
+    dots: dict[str, Any] = {"marker": "o", "ms": 2.2}
+    axes.plot(finding.rates, finding.losses, color="#b4bcc9", lw=0.9, label="loss", zorder=2, **dots)
     axes.plot(finding.rates, finding.smoothed, color=BLUE, lw=2.6, label="smoothed loss", zorder=3)
-    span = [*finding.rates, finding.min_lr, finding.peak_lr]
-    axes.set_xlim(min(span) / 1.25, max(span) * 1.25)
+    rates = [*finding.rates, finding.min_lr, finding.peak_lr]
+    axes.set_xlim(min(rates) / 1.25, max(rates) * 1.25)
     axes.set_ylim(*_loss_limits(finding))
     _mark(sheet, axes, {"LRMIN": finding.min_lr, "LRMAX": finding.peak_lr})
     axes.xaxis.set_major_locator(LogLocator(numticks=12))
@@ -198,35 +153,33 @@ def lr_finder(finding: LRFinding) -> Sheet:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    because = [
-        *textwrap.wrap(f"LRMAX: {finding.peak_because}.", 112),
-        *textwrap.wrap(f"LRMIN: {finding.min_because}.", 112),
-    ]
-    sheet.write(0.75, 4.48, "\n".join(because), size=SMALL, color=MUTED)
+    reasons = (f"LRMAX: {finding.peak_because}.", f"LRMIN: {finding.min_because}.")
+    sheet.write(
+        0.75, 4.48, "\n".join(line for reason in reasons for line in textwrap.wrap(reason, 112)), **NOTE
+    )
     return sheet
 
 
 def _mark(sheet: Sheet, axes: Axes, rates: dict[str, float]) -> None:
-    """Draw a line at each of two rates; name the lower above to its left, the higher to its right."""
+    """Draw a line at each of two rates, the lower first; write its name above, outside the two lines."""
     size, margin = BODY + 1, 0.15
     frame, across = axes.get_position(), float(sheet.get_figwidth())
     low, high = map(math.log, axes.get_xlim())
-    words = [f"{name} {rate:g}" for name, rate in rates.items()]
-    widths = [width_of(text, size, "bold") for text in words]
-    wished = []
-    for rate, width, before in zip(rates.values(), widths, (True, False), strict=True):
+    labels = [f"{name} {rate:g}" for name, rate in rates.items()]
+    widths = [width_of(label, size, "bold") for label in labels]
+    wishes = []
+    for rate, width, is_left in zip(rates.values(), widths, (True, False), strict=True):
         axes.axvline(rate, color=BLUE, lw=1.1, zorder=1)
-        place = across * (frame.x0 + frame.width * (math.log(rate) - low) / (high - low))
-        wished.append(place - width - 0.05 if before else place + 0.05)
-    starts = spread(wished, widths[0] + 0.1, margin, across - margin - widths[1])
-    for start, text in zip(starts, words, strict=True):
-        sheet.write(start, 0.83, text, size=size, color=BLUE, weight="bold")
+        x = across * (frame.x0 + frame.width * (math.log(rate) - low) / (high - low))
+        wishes.append(x - width - 0.05 if is_left else x + 0.05)
+    starts = keep_apart(wishes, widths[0] + 0.1, margin, across - margin - widths[1])
+    for start, label in zip(starts, labels, strict=True):
+        sheet.write(start, 0.83, label, size=size, color=BLUE, weight="bold")
 
 
 def _loss_limits(finding: LRFinding) -> tuple[float, float]:
     """Return limits that the fall of the loss decides; a spike or the final explosion may leave the frame."""
-    losses = [loss for loss in finding.losses if math.isfinite(loss)]
-    smoothed = [loss for loss in finding.smoothed if math.isfinite(loss)]
+    losses, smoothed = (list(filter(math.isfinite, values)) for values in (finding.losses, finding.smoothed))
     if not losses or not smoothed:
         return 0.0, 1.0
     low, first = min(*losses, *smoothed), smoothed[0]

@@ -1,19 +1,20 @@
-"""The one look of all pictures: colours, sizes of type, and a sheet on which things are placed in inches."""
+"""The house style of all figures: colours, sizes of type, and a sheet on which all is placed in inches."""
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+from torch import Tensor
 
 DPI = 150
 INK, MUTED, FAINT, GRID, WASH, PAPER = "#1c2330", "#647082", "#cfd5de", "#e8ebf0", "#f3f5f8", "#ffffff"
@@ -23,6 +24,9 @@ BLUE, VERMILLION = "#0072b2", "#d55e00"
 TITLE, BODY, SMALL = 12.0, 9.5, 8.5
 LINE, ASCENT = 1.45, 0.76
 """Height of a line of text, and of its letters above the baseline, in units of its size."""
+NOTE: dict[str, Any] = {"size": SMALL, "color": MUTED}
+MARGIN = 0.3
+"""Inches between the left edge and the title."""
 
 # A folder name with two dollar signs is no formula.
 _STYLE: dict[str, Any] = {
@@ -54,7 +58,7 @@ _STYLE: dict[str, Any] = {
 
 
 class Sheet(Figure):
-    """A figure measured in inches from its upper left corner, which a notebook shows sharply by itself."""
+    """A figure measured in inches from its upper left corner; a notebook shows it sharply by itself."""
 
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), dpi=DPI, facecolor=PAPER)
@@ -72,8 +76,13 @@ class Sheet(Figure):
             baseline = y + (ASCENT + number * LINE) * size / 72
             self.text(x / across, 1 - baseline / down, line, size=size, **how)
 
+    def title(self, title: str, note: str = "", x: float = MARGIN) -> None:
+        """Write the title of the sheet, and under it in one line what is shown."""
+        self.write(x, 0.2, title, size=TITLE, weight="bold")
+        self.write(x, 0.46, note, **NOTE)
+
     def tile(self, x: float, y: float, width: float, height: float, picture: np.ndarray | None) -> Axes:
-        """Place a picture, H×W×3; its pixels stay squares with sharp edges. None leaves a quiet empty box."""
+        """Place a picture, H×W×3; its pixels stay squares with sharp edges. None leaves an empty box."""
         axes = self.area(x, y, width, height)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
@@ -81,28 +90,28 @@ class Sheet(Figure):
         if picture is None:
             axes.set_facecolor(WASH)
             return axes
-        shrunk = max(picture.shape[:2]) > DPI * max(width, height)
-        axes.imshow(picture, interpolation="antialiased" if shrunk else "nearest", aspect="auto")
+        smaller = max(picture.shape[:2]) > DPI * max(width, height)
+        axes.imshow(picture, interpolation="antialiased" if smaller else "nearest", aspect="auto")
         return axes
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         # A notebook that never imported pyplot would show only the object's name.
         width, height = (round(96 * inches) for inches in self.get_size_inches())
-        shown = {"image/png": {"width": width, "height": height}}
-        return {"image/png": to_png(self), "text/plain": repr(self)}, shown
+        size = {"image/png": {"width": width, "height": height}}
+        return {"image/png": to_png(self), "text/plain": repr(self)}, size
 
 
 _P = ParamSpec("_P")
 
 
 def in_one_look(draw: Callable[_P, Sheet]) -> Callable[_P, Sheet]:
-    """Make a function draw in the look of this module, whatever the user has set."""
+    """Make a function draw in the house style, whatever settings of matplotlib the user has changed."""
 
     @functools.wraps(draw)
     def drawn(*args: _P.args, **options: _P.kwargs) -> Sheet:
         with matplotlib.style.context(["default", _STYLE]):
             sheet = draw(*args, **options)
-            sheet.draw_without_rendering()  # ticks are made when first drawn, in the look of that moment
+            sheet.draw_without_rendering()  # ticks are made when first drawn, in the style of that moment
         return sheet
 
     return drawn
@@ -115,6 +124,18 @@ def to_png(figure: Figure) -> bytes:
         # Without matplotlib's version in it, the same picture is the same file.
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return file.getvalue()
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """Return a uint8 C×H×W image as H×W×3; one channel becomes grey."""
+    colours = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return colours.permute(1, 2, 0).contiguous().numpy()
+
+
+def dots_a_pixel(side: int, inches: float) -> float:
+    """Return how many dots of a figure one pixel of an image takes; whole, so that all are equally wide."""
+    exact = inches * DPI / side
+    return float(round(exact)) if exact >= 1 else exact
 
 
 def width_of(text: str, size: float = BODY, weight: str = "normal") -> float:
@@ -134,56 +155,15 @@ def fitted(text: str, width: float, size: float = BODY, weight: str = "normal") 
     return line.rstrip() + "…"
 
 
-def spread(places: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
+def keep_apart(places: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
     """Move places apart until neighbours are `gap` away, in the same order, within low…high if they fit."""
     order = sorted(range(len(places)), key=places.__getitem__)
-    groups: list[list[float]] = []  # each: sum of wished-for starts, number of members
+    up, down, last = list(places), list(places), len(places) - 1
+    for before, after in itertools.pairwise(order):
+        up[after] = max(up[after], up[before] + gap)
+    for after, before in itertools.pairwise(reversed(order)):
+        down[before] = min(down[before], down[after] - gap)
     for rank, index in enumerate(order):
-        groups.append([places[index] - rank * gap, 1.0])
-        # Two neighbours that are too close share their displacement evenly.
-        while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
-            total, members = groups.pop()
-            groups[-1][0] += total
-            groups[-1][1] += members
-    starts = [total / members for total, members in groups for _ in range(round(members))]
-    last = (len(places) - 1) * gap
-    clamped = [max(low, min(start, high - last)) for start in starts]
-    moved = [0.0] * len(places)
-    for rank, index in enumerate(order):
-        moved[index] = clamped[rank] + rank * gap
-    return moved
-
-
-def shades(first: str, last: str, name: str) -> ListedColormap:
-    """Return 256 colours between two, evenly spaced in perceived lightness and hue (OKLab, Ottosson 2020)."""
-    steps = np.linspace(0, 1, 256)[:, None]
-    between = _oklab(np.array(to_rgb(first))) * (1 - steps) + _oklab(np.array(to_rgb(last))) * steps
-    return ListedColormap([to_hex(colour) for colour in _from_oklab(between)], name=name)
-
-
-_TO_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-
-
-def _oklab(colour: np.ndarray) -> np.ndarray:
-    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
-    return np.asarray(_TO_LAB @ np.cbrt(_TO_CONES @ linear))
-
-
-def _from_oklab(colours: np.ndarray) -> np.ndarray:
-    linear = (colours @ np.linalg.inv(_TO_LAB).T) ** 3 @ np.linalg.inv(_TO_CONES).T
-    linear = np.clip(linear, 0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.asarray(encoded.clip(0, 1))
+        middle = (up[index] + down[index]) / 2
+        up[index] = max(low + rank * gap, min(middle, high - (last - rank) * gap))
+    return up

@@ -1,23 +1,28 @@
-"""What the page's script reads: numbers as JSON, pictures as one sheet of tiles, heat as bytes."""
+"""The sections of a page as its templates and scripts read them: numbers for JSON, images as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, features
 from torch import Tensor
-from torch.nn import functional as F
 
-from firstlight.data.augment import Augmentation
-from firstlight.figures.images import replay, said_of, settings_of
+from firstlight.data.augment import normalise
+from firstlight.errors import InputError
+from firstlight.figures.augmentations import Step, replay
+from firstlight.insight.calibration import Calibration
 from firstlight.insight.evaluation import Evaluation
-from firstlight.insight.gradcam import Heatmaps
+from firstlight.insight.gradcam import gradcam_pair
+from firstlight.insight.suspects import suspects
+from firstlight.record.record import KEPT_MISTAKES, Record
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -26,7 +31,108 @@ COLUMNS = 40
 MOST_BYTES = 6_500_000
 """Characters of a page's sheet of images; with the rest it stays below 8 MB, which can be mailed."""
 MOST_LISTED = 5000
-"""Mistakes that the page names; all of them are in mistakes.csv."""
+"""Mistakes that the page lists; all of them are in mistakes.csv."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network answers on the test images.
+
+    items: by name, a value an image: the mistakes, the highest loss first, then right answers with an image.
+    sheet: the images as one picture, where there are any; tiles: how many, and size: their (height, width).
+    suspects: positions of items, the most doubtful label first; suspect_count: wrong labels, estimated.
+    """
+
+    evaluation: Evaluation
+    items: Mapping[str, list[Any]]
+    sheet: str | None
+    tiles: int
+    size: tuple[int, int]
+    suspects: list[int]
+    suspect_count: int
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return self.evaluation.calibration()
+
+    def extent(self) -> str:
+        """Say which images the page has and which it leaves out."""
+        wrong = len(self.evaluation.mistakes)
+        listed = min(wrong, MOST_LISTED)
+        with_image = sum(tile >= 0 for tile in self.items["tile"][:listed])
+        right = len(self.items["tile"]) - listed
+        words = f"All {wrong:,} mistakes are here"
+        if listed < wrong:
+            words = f"The {listed:,} worst of {wrong:,} mistakes are here"
+        if with_image < listed:
+            words += (
+                f", the {with_image:,} of the highest loss with an image"
+                if with_image
+                else ", without images"
+            )
+        return f"{words}, and {right:,} of {self.evaluation.right:,} right answers to compare them with."
+
+    def script_data(self) -> dict[str, Any]:
+        return {
+            "classes": self.evaluation.classes,
+            "columns": COLUMNS,
+            "size": self.size,
+            "items": self.items,
+            "suspects": self.suspects,
+            "calibration": [vars(each) for each in self.calibration.bins],
+        }
+
+
+def answers(
+    evaluation: Evaluation | None, names: Mapping[int, str], images: tuple[Tensor, Tensor] | None
+) -> Answers | None:
+    """Return the answers with as many images as a page may hold; None where the run was not evaluated.
+
+    names: of test images, by index. images: as `Record.kept_images`.
+    """
+    if evaluation is None:
+        return None
+    sheet, indices, size = None, torch.zeros(0, dtype=torch.int64), (1, 1)
+    if images is not None:
+        sheet, indices = sheet_within(*images)
+        size = (images[0].shape[2], images[0].shape[3])
+    items = _items(evaluation, names, indices)
+    ranking = suspects(evaluation.labels, evaluation.probabilities)
+    # The estimate is cautious, so a few more of the ranking are shown, where prediction and label differ.
+    position = {index: number for number, index in enumerate(items["index"])}
+    wrong = (evaluation.predictions != evaluation.labels)[ranking.order]
+    doubtful = ranking.order[wrong][: shown_suspects(ranking.count)].tolist()
+    shown = [position[index] for index in doubtful if index in position]
+    return Answers(evaluation, items, sheet, len(indices), size, shown, ranking.count)
+
+
+def shown_suspects(estimated: int) -> int:
+    """Return how many labels are shown where so many are estimated to be wrong."""
+    return min(max(estimated, 24), 60)
+
+
+def _items(evaluation: Evaluation, names: Mapping[int, str], indices: Tensor) -> dict[str, list[Any]]:
+    """List the mistakes, the highest loss first, and behind them the right answers that have a tile.
+
+    indices: of the tiles' images in the test set.
+    """
+    tiles = {index: tile for tile, index in enumerate(indices.tolist())}
+    mistakes = evaluation.mistakes.tolist()
+    chosen = mistakes[:MOST_LISTED] + [index for index in tiles if index not in set(mistakes)]
+    rows = torch.tensor(chosen, dtype=torch.int64)
+    probabilities, labels = evaluation.probabilities[rows], evaluation.labels[rows]
+    top = probabilities.topk(min(3, probabilities.shape[1]), dim=1)
+    return {
+        "index": chosen,
+        "name": [names.get(index, "") for index in chosen],
+        "tile": [tiles.get(index, -1) for index in chosen],
+        "true": labels.tolist(),
+        "predicted": evaluation.predictions[rows].tolist(),
+        "loss": _rounded(evaluation.losses[rows]),
+        "trueProbability": _rounded(probabilities.gather(1, labels[:, None]).squeeze(1)),
+        "top": top.indices.tolist(),
+        "confidence": [_rounded(row) for row in top.values],
+    }
 
 
 def sheet(images: Tensor, columns: int = COLUMNS) -> str:
@@ -35,8 +141,8 @@ def sheet(images: Tensor, columns: int = COLUMNS) -> str:
     colours = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     rows = max(1, math.ceil(count / columns))
     canvas = np.zeros((rows * height, columns * width, 3), dtype=np.uint8)
-    for place, image in enumerate(colours.permute(0, 2, 3, 1).numpy()):
-        top, left = place // columns * height, place % columns * width
+    for number, image in enumerate(colours.permute(0, 2, 3, 1).numpy()):
+        top, left = number // columns * height, number % columns * width
         canvas[top : top + height, left : left + width] = image
     file = io.BytesIO()
     # WebP without loss is a quarter smaller than PNG; a side of it has at most 16,383 pixels.
@@ -50,83 +156,63 @@ def sheet(images: Tensor, columns: int = COLUMNS) -> str:
 
 
 def sheet_within(images: Tensor, indices: Tensor, limit: int = MOST_BYTES) -> tuple[str, Tensor]:
-    """Return the sheet of as many images as fit into `limit` characters, and their places in the test set.
+    """Return the sheet of as many images as fit into `limit` characters, and their indices.
 
     The images come in the order of their worth: the last are left out.
     """
-    kept = len(images)
-    while len(made := sheet(images[:kept])) > limit and kept:
-        kept = int(0.97 * kept * limit / len(made))
-    return made, indices[:kept]
+    count = len(images)
+    while len(uri := sheet(images[:count])) > limit and count:
+        count = int(0.97 * count * limit / len(uri))
+    return uri, indices[:count]
 
 
-def items(evaluation: Evaluation, names: dict[int, str], indices: Tensor | None) -> dict[str, list[Any]]:
-    """List the mistakes, the highest loss first, and behind them the right answers that have a picture.
+def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
+    """Return Grad-CAM of the mistakes that have an image, for the predicted and for the true class.
 
-    indices: places in the test set of the tiles, None where the run keeps no pictures.
+    bytes: both maps of each image on their native grid; 255 is the strongest evidence in the pair.
     """
-    tiles = {} if indices is None else {index: tile for tile, index in enumerate(indices.tolist())}
-    mistakes = evaluation.mistakes.tolist()[:MOST_LISTED]
-    wrong = set(evaluation.mistakes.tolist())
-    listed = mistakes + [index for index in tiles if index not in wrong]
-    chosen = torch.tensor(listed, dtype=torch.int64)
-    rows = evaluation.probabilities[chosen]
-    top = rows.topk(min(3, rows.shape[1]), dim=1)
+    if answers is None or record.kept_images is None:
+        return None
+    images, indices = record.kept_images
+    evaluation, data = answers.evaluation, record.data
+    worst = evaluation.mistakes[: min(answers.tiles, KEPT_MISTAKES)]
+    if not torch.equal(indices[: len(worst)], worst):
+        raise InputError("the kept images are not those of the mistakes")
+    if not len(worst):
+        return None
+    inputs = normalise(images[: len(worst)], data.mean, data.std)
+    pair = gradcam_pair(record.model, inputs, evaluation.predictions[worst], evaluation.labels[worst])
+    maps = torch.stack([heatmaps.maps for heatmaps in pair], 1)
+    strongest = maps.flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+    values = (255 * maps / strongest.view(-1, 1, 1, 1)).round().to(torch.uint8)
     return {
-        "index": listed,
-        "name": [names.get(index, "") for index in listed],
-        "tile": [tiles.get(index, -1) for index in listed],
-        "true": evaluation.labels[chosen].tolist(),
-        "said": evaluation.predictions[chosen].tolist(),
-        "loss": _rounded(evaluation.losses[chosen], 4),
-        "truth": _rounded(rows.gather(1, evaluation.labels[chosen][:, None]).squeeze(1), 4),
-        "top": top.indices.tolist(),
-        "sure": [_rounded(row, 4) for row in top.values],
-    }
-
-
-def heat(predicted: Heatmaps, true: Heatmaps) -> dict[str, Any]:
-    """Return both maps of each image in bytes, on the native grid; a pair shares one scale.
-
-    bytes: for each image the map for the predicted, then that for the true class; 255 is the strongest
-    evidence in the pair.
-    """
-    pairs = torch.stack([predicted.maps, true.maps], 1)
-    strongest = pairs.flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-    values = (255 * pairs / strongest.view(-1, 1, 1, 1)).round().to(torch.uint8)
-    return {
-        "endpoint": predicted.endpoint,
-        "grid": list(pairs.shape[2:]),
-        "count": len(pairs),
+        "endpoint": pair[0].endpoint,
+        "grid": list(maps.shape[2:]),
+        "count": len(maps),
         "bytes": base64.b64encode(values.numpy().tobytes()).decode(),
     }
 
 
-def curves(history: History, schedule: Any) -> dict[str, Any]:
+def curves(history: History, schedule: Callable[[int], float] | None) -> dict[str, Any]:
     """Return accuracy and loss of each part of the data by epoch, and the rate over the schedule."""
     series = []
     for part in ("train", "validation", "test"):
-        accuracy, loss = (history.column(f"{part}_{what}") for what in ("accuracy", "loss"))
+        accuracy, loss = (_finite(history.column(f"{part}_{quantity}")) for quantity in ("accuracy", "loss"))
         if any(value is not None for value in accuracy):
-            series.append({"name": part, "accuracy": _finite(accuracy), "loss": _finite(loss)})
+            series.append({"name": part, "accuracy": accuracy, "loss": loss})
     epochs = [epoch.epoch for epoch in history]
     if schedule is None:
-        rates = {"x": epochs, "y": [epoch.lr for epoch in history]}
-    else:
-        last = history.epochs[-1]
-        per_epoch = last.step / last.epoch
-        steps = np.unique(np.linspace(0, last.step - 1, min(last.step, 241)).round().astype(int)).tolist()
-        rates = {
-            "x": [round((step + 1) / per_epoch, 3) for step in steps],
-            "y": [schedule(step) for step in steps],
-        }
-    return {"epochs": epochs, "series": series, "rates": rates}
+        return {"epochs": epochs, "series": series, "rates": {"x": epochs, "y": history.column("lr")}}
+    last = history.epochs[-1]
+    steps = np.unique(np.linspace(0, last.step - 1, min(last.step, 241)).round().astype(int)).tolist()
+    places = [round((step + 1) * last.epoch / last.step, 3) for step in steps]
+    return {"epochs": epochs, "series": series, "rates": {"x": places, "y": list(map(schedule, steps))}}
 
 
 def finder(finding: LRFinding) -> dict[str, Any]:
     """Return the curve of a range test with the two rates."""
     return {
-        "rates": list(finding.rates),
+        "rates": finding.rates,
         "losses": _finite(finding.losses),
         "smoothed": _finite(finding.smoothed),
         "min": finding.min_lr,
@@ -134,33 +220,16 @@ def finder(finding: LRFinding) -> dict[str, Any]:
     }
 
 
-def film(
-    samples: Mapping[str, Tensor],
-    augmentations: Sequence[Augmentation],
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str],
-) -> dict[str, Any]:
-    """Return the replayed steps of some training images: one sheet, and what was drawn in words.
-
-    samples: as `pictures.augmentations` takes them. The sheet has a row for each step.
-    """
-    steps = replay(samples, augmentations, mean, std)
-    high, wide = (max(step.shape[side] for step in steps) for side in (2, 3))
-    padded = [F.pad(step, (0, wide - step.shape[3], 0, high - step.shape[2])) for step in steps]
-    rows = [
-        {"name": "Original", "settings": "", "captions": [classes[k] for k in samples["labels"].tolist()]}
-    ]
-    for place, augmentation in enumerate(augmentations):
-        drawn = [said_of(augmentation, row) for row in samples[f"draws_{place}"]]
-        name = type(augmentation).__name__
-        rows.append({"name": name, "settings": ", ".join(settings_of(augmentation)), "captions": drawn})
-    columns = len(samples["images"])
-    return {"uri": sheet(torch.cat(padded), columns), "steps": rows, "columns": columns}
+def film(record: Record) -> list[Step]:
+    """Return the replayed augmentation of some training images; nothing where the run keeps none."""
+    if record.samples is None:
+        return []
+    data = record.data
+    return replay(record.samples, record.recipe.augment, data.mean, data.std, data.classes)
 
 
-def _rounded(values: Tensor, digits: int) -> list[float]:
-    return [round(value, digits) for value in values.tolist()]
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 def _finite(values: Sequence[float | None]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""What a page says in whole sentences: what a network confuses, how sure it is, and what to try next."""
+"""What a page says in sentences: which classes are confused, how good the confidence is, what to try next."""
 
 from __future__ import annotations
 
@@ -6,73 +6,61 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.recipe import Recipe
 from firstlight.training.history import History
 
-_WIDE_GAP, _NARROW_GAP = 0.04, 0.015
-"""Training accuracy above test accuracy: above the first a run learns by heart, below the second not yet."""
+_OVERFIT, _UNDERFIT = 0.04, 0.015
+"""Training less test accuracy: above the first is overfitting, below the second underfitting."""
 _CALIBRATED = 0.02
+"""Below it, confidence less accuracy on average, and the expected calibration error, are small."""
 
 
 def sentences(evaluation: Evaluation, history: History, recipe: Recipe) -> list[str]:
-    """Say in three sentences what a network confuses, whether it knows when it is wrong, and what to try."""
-    return [_confused(evaluation), _sure(evaluation), _to_try(evaluation, history, recipe)]
+    """Return what is confused, whether the confidence can be trusted, and what to try next."""
+    return [_confusion(evaluation), _confidence(evaluation), _advice(evaluation, history, recipe)]
 
 
-def _confused(evaluation: Evaluation) -> str:
-    wrong, total = len(evaluation.mistakes), len(evaluation.labels)
+def _confusion(evaluation: Evaluation) -> str:
+    wrong, total, names = len(evaluation.mistakes), len(evaluation.labels), evaluation.classes
     if not wrong:
-        return f"It makes no mistake on these {total:,} images."
-    names = evaluation.classes
-    first, *more = evaluation.top_pairs(2)
-    said = f"{names[first.true]} is taken for {names[first.predicted]} ({first.count:,} times)"
-    for pair in more:
-        said += f" and {names[pair.true]} for {names[pair.predicted]} ({pair.count:,})"
-    share = sum(pair.count for pair in (first, *more)) / wrong
-    there = [(score.recall, score.name) for score in evaluation.per_class if score.recall is not None]
-    found, hardest = min(there)
+        return f"All {total:,} test images are classified right."
+    pairs = evaluation.top_pairs(2)
+    words = " and ".join(f"{names[pair.true]} as {names[pair.predicted]} ({pair.count:,})" for pair in pairs)
+    share = sum(pair.count for pair in pairs) / wrong
+    scores = [(score.recall, score.name) for score in evaluation.per_class if score.recall is not None]
+    recall, hardest = min(scores)
     return (
-        f"Of {total:,} images {wrong:,} are classified wrong. Most often {said}, together {share:.0%} of all "
-        f"mistakes; hardest is {hardest}, of which {found:.0%} are found."
+        f"{wrong:,} of {total:,} test images are classified wrong. Most frequent: {words}, together"
+        f" {share:.0%} of all mistakes. Hardest class: {hardest}, with a recall of {recall:.0%}."
     )
 
 
-def _sure(evaluation: Evaluation) -> str:
-    """Compare confidence with accuracy, in all and where it is at least 90 %."""
+def _confidence(evaluation: Evaluation) -> str:
+    """Compare confidence with accuracy, over all images and where it is at least 90 %."""
     confidence = evaluation.probabilities.amax(1)
-    sure = confidence >= 0.9
-    count = int(sure.sum())
-    right = int((evaluation.predictions == evaluation.labels)[sure].sum())
-    gap = float(confidence.double().mean()) - evaluation.accuracy
-    known = (
-        f"where it is at least 90 % sure ({count:,} images) it is right {right / count:.1%} of the time"
-        if count
-        else ""
-    )
+    gap, error = float(confidence.double().mean()) - evaluation.accuracy, evaluation.calibration().error
     if abs(gap) < _CALIBRATED:
-        judged = "Its confidence can be taken at its word"
-    elif gap > 0:
-        judged = f"It is too sure of itself, by {100 * gap:.1f} points on average"
+        verdict = "Well calibrated" if error < _CALIBRATED else "Well calibrated on average"
     else:
-        judged = f"It is more often right than it says, by {-100 * gap:.1f} points on average"
-    return f"{judged}; {known}." if known else f"{judged}; it is never 90 % sure."
+        verdict = (
+            f"{'Overconfident' if gap > 0 else 'Underconfident'} by {100 * abs(gap):.1f} points on average"
+        )
+    sure = confidence >= 0.9
+    right, count = int((evaluation.predictions == evaluation.labels)[sure].sum()), int(sure.sum())
+    above = (
+        f"Of the {count:,} images with a confidence of 90% or more, {right / count:.1%} are right."
+        if count
+        else "No image has a confidence of 90% or more."
+    )
+    return f"{verdict}: expected calibration error {error:.1%}. {above}"
 
 
-def _to_try(evaluation: Evaluation, history: History, recipe: Recipe) -> str:
+def _advice(evaluation: Evaluation, history: History, recipe: Recipe) -> str:
     trained = history.epochs[-1].train_accuracy if len(history) else None
     if trained is None:
-        return "How well it learned its training images is not known, so there is no advice on what to try."
-    gap = trained - evaluation.accuracy
-    if gap > _WIDE_GAP:
+        return "The training accuracy is not known, so there is no advice on what to try next."
+    both = f"Training accuracy {trained:.1%} (on augmented images), test accuracy {evaluation.accuracy:.1%}"
+    if trained - evaluation.accuracy > _OVERFIT:
         return (
-            f"It knows its training images better than new ones, {trained:.1%} against "
-            f"{evaluation.accuracy:.1%}: "
-            "more augmentation, label smoothing or weight decay should help more than a larger network."
+            f"{both}: overfitting. Try more augmentation, label smoothing or weight decay, no larger network."
         )
-    if gap < _NARROW_GAP:
-        longer = 2 * recipe.epochs
-        return (
-            f"It does hardly better on its training images ({trained:.1%}, augmented) than on new ones: "
-            f"it has not learned all it could, so try more epochs (--epochs {longer}) or a wider network."
-        )
-    return (
-        f"On its training images it reaches {trained:.1%}, {100 * gap:.1f} points more than on new ones, "
-        "which is healthy: look at the images below for doubtful labels before you train longer."
-    )
+    if trained - evaluation.accuracy < _UNDERFIT:
+        return f"{both}: underfitting. Try more epochs (--epochs {2 * recipe.epochs}) or a wider network."
+    return f"{both}: a healthy gap. Check the label errors below before you train longer."
