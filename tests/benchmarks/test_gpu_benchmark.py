@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import importlib
-import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,11 @@ import torch
 from tiny import CPU, TinyNet, image_set
 from torch import nn
 
+from benchmarks.measure import read_rows
+from benchmarks.speed import gpu, gpu_worker
 from firstlight.data.augment import FlipLR
 from firstlight.data.batches import Batches
-from firstlight.errors import Diverged, InputError
+from firstlight.errors import Diverged
 from firstlight.recipes import RECIPES, named
 from firstlight.training import loop
 from firstlight.training.loop import TrainState, fit
@@ -34,14 +35,8 @@ HERE = ["--toy", "--device", "cpu", "--precision", "fp32"]
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Give a benchmark as a module; what it imports from beside it is forgotten again with it."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for each in ("gpu", "gpu_worker", "captured", "parts", "rows"):
-        monkeypatch.delitem(sys.modules, each, raising=False)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module(name)
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    yield script("gpu", monkeypatch)
 
 
 @pytest.fixture
@@ -49,23 +44,11 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield script("captured", monkeypatch)
 
 
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    yield script("parts", monkeypatch)
-
-
-def rows_in(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def test_the_whole_way_at_toy_size(
-    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_way_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "rows.csv"
     gpu.main([*HERE, "shapes.demo", "--runs", "3", "--seed", "5", "--record", "--results", str(kept)])
-    said = capsys.readouterr().out
-    *runs, medians = rows_in(kept)
+    output = capsys.readouterr().out
+    *runs, medians = read_rows(kept)
     assert [(row["seed"], row["start"]) for row in runs] == [("5", "cold"), ("6", "warm"), ("7", "warm")]
     assert [bool(row["cold_seconds"]) for row in runs] == [True, False, False]
     for row in runs:
@@ -73,12 +56,12 @@ def test_the_whole_way_at_toy_size(
         parts = float(row["train_seconds"]) + float(row["tta_seconds"])
         assert 0 < parts == pytest.approx(float(row["clock_seconds"]))
         assert float(row["test_low_95"]) <= float(row["test_accuracy"]) <= float(row["test_high_95"])
-        assert f"seed {row['seed']}, {row['start']}: " in said
+        assert f"seed {row['seed']}, {row['start']}: " in output
     assert float(runs[0]["cold_seconds"]) > float(runs[0]["clock_seconds"])
     warm = sorted(float(row["clock_seconds"]) for row in runs[1:])
     assert float(medians["clock_seconds"]) == pytest.approx(sum(warm) / 2)
     assert medians["test_accuracy"] == "" and medians["note"] == "medians of 2 warm runs"
-    assert "n = 3" in said and "without TTA" in said and "cold  " in said and "warm  " in said
+    assert all(words in output for words in ("n = 3", "without TTA", "cold  ", "warm  "))
 
 
 STUB = '''
@@ -100,15 +83,15 @@ def train94(run):
 
 
 def test_it_measures_against_airbench_in_turn(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "airbench.py").write_text(STUB)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     kept = tmp_path / "rows.csv"
     gpu.main(
         [*HERE, "cifar10.fast", "--runs", "2", "--against", "airbench", "--record", "--results", str(kept)]
     )
-    *runs, medians = rows_in(kept)
+    *runs, medians = read_rows(kept)
     assert len(runs) == 2
     for row in runs:
         assert (row["baseline"], row["baseline_clock_seconds"]) == ("airbench 0.1.8, train94", "250.5")
@@ -118,18 +101,18 @@ def test_it_measures_against_airbench_in_turn(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_has_a_toy_size(name: str, gpu: ModuleType) -> None:
-    recipe = gpu.toy(named(name))
+def test_every_recipe_has_a_toy_size(name: str) -> None:
+    recipe = gpu_worker.toy(named(name))
     train, test = recipe.data.load(None)
     assert (len(train), len(test)) == (60, 40) and recipe.epochs == 2
     assert recipe.peak_lr is not None and recipe.min_lr is not None
     assert recipe.optimizer == named(name).optimizer and recipe.augment == named(name).augment
 
 
-def test_wrong_words_end_at_once(gpu: ModuleType, tmp_path: Path) -> None:
+def test_wrong_words_end_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"Did you mean 'cifar10\.fast'"):
         gpu.main([*HERE, "shapes.demo", "cifar10.fats"])
-    for words in (["--runs", "0"], ["--record"], ["--split", str(tmp_path)]):
+    for words in (["--runs", "0"], ["--record"]):
         with pytest.raises(SystemExit) as ended:
             gpu.main([*HERE, *words])
         assert ended.value.code == 2
@@ -257,66 +240,3 @@ def test_the_capture_warms_up_without_training_once_for_each_shape(
     assert [made.replays for made in graphs] == [3, 1] and state.step == 4
     for weights in before_capture:
         assert all(torch.equal(weights[name], value) for name, value in begun.items())
-
-
-# --- the pieces ---
-
-
-def test_a_file_is_cut_and_joined_again(parts: ModuleType, tmp_path: Path) -> None:
-    content = bytes(range(256)) * 10
-    (tmp_path / "set.npz").write_bytes(content)
-    pieces = parts.split(tmp_path / "set.npz", tmp_path / "cut", limit=1000)
-    assert [piece.stat().st_size for piece in pieces] == [1000, 1000, 560]
-    assert parts.is_cut(tmp_path / "cut") and not parts.is_cut(tmp_path)
-    assert (parts.joined(tmp_path / "cut", tmp_path / "new") / "set.npz").read_bytes() == content
-    # What is there and whole is left alone, so pieces can be thrown away.
-    for piece in pieces:
-        piece.unlink()
-    parts.joined(tmp_path / "cut", tmp_path / "new")
-    (tmp_path / "new" / "set.npz").write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"part-000 is missing"):
-        parts.joined(tmp_path / "cut", tmp_path / "new")
-
-
-def test_an_altered_piece_is_named_and_nothing_is_written(parts: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "set.bin").write_bytes(b"0123456789")
-    pieces = parts.split(tmp_path / "set.bin", tmp_path / "cut", limit=4)
-    pieces[1].write_bytes(b"4568")
-    with pytest.raises(InputError, match=r"part-001 is altered"):
-        parts.joined(tmp_path / "cut", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    "said",
-    ["{", "[]", '{"files": [{"name": "a"}]}']
-    + [
-        json.dumps({"files": [{"name": name, "size": 0, "sha256": "", "pieces": []}]})
-        for name in ("../a", "/etc/passwd", "a/b", "..", "")
-    ],
-)
-def test_a_list_of_pieces_that_is_none_or_leads_elsewhere_is_refused(
-    said: str, parts: ModuleType, tmp_path: Path
-) -> None:
-    (tmp_path / "parts.json").write_text(said)
-    with pytest.raises(InputError, match=r"parts\.json"):
-        parts.joined(tmp_path, tmp_path / "new")
-
-
-def test_the_shell_cuts_cifar_from_its_folder_and_joins_it(
-    cifar_folder: Path, gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from firstlight.data.cifar10_files import CIFAR10, find
-
-    gpu.main(["--split", str(tmp_path / "cut"), "--data-dir", str(cifar_folder)])
-    pieces = [Path(line) for line in capsys.readouterr().out.split()]
-    assert len(pieces) == 6 and all(piece.stat().st_size < 60_000_000 for piece in pieces)
-    gpu.main(["--joined", str(tmp_path / "new"), "--data-dir", str(tmp_path / "cut")])
-    found = find(tmp_path / "new", CIFAR10)
-    assert found is not None and found.form == "python"
-    found.check()
-
-
-def test_what_holds_no_data_is_not_cut(parts: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no CIFAR-10"):
-        parts.split(tmp_path, tmp_path / "cut")

@@ -1,65 +1,59 @@
-"""What is published: README numbers come from rows, and rows from evidence that can be opened."""
+"""What is published: numbers on pages come from rows, and rows from evidence that can be opened."""
 
 from __future__ import annotations
 
-import csv
-import importlib
 import json
 import re
-import subprocess
-import sys
+import shutil
+from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
+from benchmarks import measure
+from benchmarks.publish import evidence, tables
+from benchmarks.publish.rows import groups, read_tables
+from firstlight.errors import InputError
 from firstlight.record import record
-from firstlight.record.run_folder import RunFolder
 from firstlight.run import Run
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results.csv"
+ROWS = read_tables()
+PUBLISHED = ROWS["runs"]
+MARKERS = [
+    (page, name)
+    for page in tables.pages()
+    for name in dict.fromkeys(re.findall(r"<!-- (\w+) -->", page.read_text(encoding="utf-8")))
+]
 
 
-def rows() -> list[dict[str, str]]:
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def rows(**by_name: list[dict[str, str]]) -> Any:
+    """Return tables with these rows and no others."""
+    return defaultdict(list, by_name)
 
 
-def tables() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module("tables")
-    finally:
-        sys.path.pop(0)
+@pytest.mark.parametrize(("page", "name"), MARKERS, ids=lambda value: getattr(value, "stem", value))
+def test_a_page_says_what_the_rows_say(page: Path, name: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    parts = re.findall(rf"<!-- {name} -->\n?(.*?)\n?<!-- /{name} -->", text, re.DOTALL)
+    assert len(parts) == text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->")
+    assert name in tables.PARTS, f"{page.name} has a marker that nothing fills"
+    assert set(parts) == {tables.PARTS[name](ROWS)}, "run `python -m benchmarks.publish.tables`"
 
 
-def test_the_readme_says_what_the_rows_say() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_part_is_filled_wherever_it_stands_and_an_unknown_one_is_an_error() -> None:
+    text = "<!-- rates -->old<!-- /rates --> and\n<!-- rates -->\nold\n<!-- /rates -->\n<!-- a remark -->"
+    new = tables.rates(ROWS)
+    assert tables.filled(text, ROWS) == text.replace("old", new)
+    with pytest.raises(InputError, match="Known: best, results"):
+        tables.filled("<!-- rate --><!-- /rate -->", ROWS)
 
 
-@pytest.mark.parametrize(
-    ("page", "number"),
-    [
-        ("README.md", r"(<!-- accuracy -->\*\*)\d"),
-        ("README.md", r"(<!-- analysis -->[^<]*What it confuses\.\*\* )\d"),
-        ("docs/page.md", r"(<!-- pointing -->[^<]*\| Grad-CAM \| 8×8 \| \d \| )\d"),
-        ("docs/page.md", r"(<!-- suspects -->[^<]*\| firstlight \| )\d"),
-        ("docs/fast.md", r"(<!-- fast -->[^<]*\*\*)\d"),
-        ("docs/fast.md", r"(<!-- plus -->[^<]*\*\*)\d"),
-        ("docs/fast.md", r"(<!-- ablations -->[^<]*\| as it stands \| \d \| )\d"),
-    ],
-)
-def test_a_changed_number_on_a_page_is_noticed(page: str, number: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    altered = re.sub(number, r"\g<1>8", text, count=1)
-    assert altered != text and tables().filled(altered, rows()) == text
+def test_the_three_best_numbers_take_a_short_line_each() -> None:
+    lines = tables.best(ROWS).splitlines()
+    assert len(lines) == 3 and all(len(line) <= 120 for line in lines)
+    assert all(re.search(r"\d", line) and re.search(r"AMD|Intel", line) for line in lines)
+    assert not re.search(r"\bR\b", " ".join(lines)), "R is explained nowhere on the first screen"
 
 
 def test_the_clock_of_the_fast_recipe_runs_to_the_last_view_and_its_older_versions_do_not_count() -> None:
@@ -70,53 +64,46 @@ def test_the_clock_of_the_fast_recipe_runs_to_the_last_view_and_its_older_versio
         {**new, "test_accuracy_tta": "0.91", "train_seconds": "130"},
         {**new, "test_accuracy_tta": "0.93", "train_seconds": "150"},
     ]
-    yardsticks = [{"hardware": "a chip", "r_seconds": "100"}, {"hardware": "another", "r_seconds": "7"}]
-    said = tables().fast([old, *seeds, *yardsticks])
-    assert "**92.00% with test-time augmentation** (n = 2" in said and "90.00% without" in said
-    assert "150 s from the first step" in said and "**1.50 R**" in said and "(100 s)" in said
-    assert tables().fast(yardsticks) == ""
+    reference = [{"hardware": "a chip", "r_seconds": "100"}, {"hardware": "another", "r_seconds": "7"}]
+    text = tables.fast(rows(runs=[old, *seeds], reference=reference))
+    assert "**92.00% with test-time augmentation** (n = 2" in text and "90.00% without" in text
+    assert "150 s from the first step" in text and "**1.50 R**, where R is 100 s" in text
+    assert tables.fast(rows(reference=reference)) == ""
     elsewhere = {**seeds[0], "hardware": "another", "train_seconds": "4"}
-    first, second = tables().fast([old, *seeds, elsewhere, *yardsticks]).split("\n\n")
-    assert first == said and "**2.00 R**" in second and "(7 s)" in second
+    first, second = tables.fast(rows(runs=[old, *seeds, elsewhere], reference=reference)).split("\n\n")
+    assert first == text and "**2.00 R**, where R is 7 s" in second
 
 
 def test_the_clock_of_assignment_plus_ends_with_training() -> None:
     run = {"recipe": "cifar10.assignment_plus", "device": "cpu", "hardware": "a chip", "precision": "bf16"}
     run |= {"epochs": "24", "test_accuracy": "0.95", "test_accuracy_tta": "0.96", "tta_seconds": "50"}
     run |= {"train_seconds": "390", "checkpoint_seconds": "10"}
-    said = tables().plus([run, {"hardware": "a chip", "r_seconds": "100"}])
-    assert "**95.00% without test-time augmentation**, 96.00% with" in said
-    assert "400 s of training" in said and "**4.00 R**" in said
-    assert tables().fast([run]) == ""
+    text = tables.plus(rows(runs=[run], reference=[{"hardware": "a chip", "r_seconds": "100"}]))
+    assert "**95.00% without test-time augmentation**, 96.00% with" in text
+    assert "400 s of training" in text and "**4.00 R**" in text
+    assert tables.fast(rows(runs=[run])) == ""
 
 
-def test_an_ablation_is_compared_with_its_seed_and_timed_on_its_chip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = tables()
-    head = "note,change,seed,hardware,precision,accuracy_tta,calibrated_loss,train_seconds"
+def test_an_ablation_is_compared_with_its_seed_and_timed_on_its_chip() -> None:
+    keys = ("change", "seed", "hardware", "precision", "accuracy_tta", "calibrated_loss", "train_seconds")
     lines = [
-        "ablation,as it stands,0,slow,bf16,0.940,0.180,100",
-        "ablation,as it stands,0,quick,bf16,0.930,0.190,50",
-        "ablation,without it,0,quick,bf16,0.920,0.200,55",
-        "ablation,nor that,0,unknown,bf16,0.910,0.215,7",
-        "ablation,with nothing to compare,1,quick,bf16,0.1,9.0,1",
-        ",something else,0,quick,bf16,0.1,9.0,1",
+        "as it stands,0,slow,bf16,0.940,0.180,100",
+        "as it stands,0,quick,bf16,0.930,0.190,50",
+        "without it,0,quick,bf16,0.920,0.200,55",
+        "nor that,0,unknown,bf16,0.910,0.215,7",
+        "with nothing to compare,1,quick,bf16,0.1,9.0,1",
     ]
-    (tmp_path / "choices.csv").write_text("\n".join([head, *lines]))
-    monkeypatch.setattr(module, "CHOICES", tmp_path / "choices.csv")
-    _, _, whole, without, nor, _, chips = module.ablations([]).splitlines()
+    runs = [dict(zip(keys, line.split(","), strict=True)) for line in lines]
+    _, _, whole, without, nor, _, chips = tables.ablations(rows(ablations=runs)).splitlines()
     assert whole == "| as it stands | 2 | 93.50%, +0.00 | 0.185, +0.000 | × 1.00 |"
     assert without == "| without it | 1 | 92.00%, -1.50 | 0.200, +0.015 | × 1.10 |"
     assert nor == "| nor that | 1 | 91.00%, -2.50 | 0.215, +0.030 |  |"
     assert chips == "Runs by chip: slow, bf16: 1; quick, bf16: 2; unknown, bf16: 1."
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in rows() if row.get("evidence")], ids=lambda row: row["evidence"]
-)
-def test_a_rows_accuracy_follows_from_its_evidence(row: dict[str, str], tmp_path: Path) -> None:
-    folder = ROOT / "benchmarks" / "runs" / row["evidence"]
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["evidence"])
+def test_a_rows_accuracy_follows_from_its_evidence(row: dict[str, str]) -> None:
+    folder = evidence.RUNS / row["evidence"]
     run = Run.open(folder)
     assert run.recipe.name == row["recipe"] and len(run.history) == int(row["epochs"])
     assert run.evaluation.accuracy == pytest.approx(float(row["test_accuracy"]), abs=2e-4)  # kept as float16
@@ -125,9 +112,22 @@ def test_a_rows_accuracy_follows_from_its_evidence(row: dict[str, str], tmp_path
 
 
 def test_evidence_can_be_drawn_from(tmp_path: Path) -> None:
-    import shutil
-
-    names = [row["evidence"] for row in rows() if row.get("evidence")]
-    shutil.copytree(ROOT / "benchmarks" / "runs" / names[0], tmp_path / "run")
-    page = Run(RunFolder.open(tmp_path / "run")).report()
+    shutil.copytree(evidence.RUNS / PUBLISHED[0]["evidence"], tmp_path / "run")
+    page = Run.open(tmp_path / "run").report()
     assert page.path.is_file() and (tmp_path / "run" / "figures" / "learning_curves.png").is_file()
+
+
+def test_a_run_is_published_with_its_row(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "RUNS", tmp_path)
+    target = evidence.publish(run, "toy-seed0", "a toy")
+    (row,) = measure.read_rows(tmp_path / "runs.csv")
+    assert (row["evidence"], row["rates"], row["note"]) == ("toy-seed0", "given", "a toy")
+    assert (row["recipe"], row["epochs"], row["seed"]) == ("shapes.demo", "2", "0")
+    assert float(row["test_low_95"]) < float(row["test_accuracy"]) < float(row["test_high_95"])
+    assert Run.open(target).evaluation.accuracy == pytest.approx(float(row["test_accuracy"]), abs=2e-2)
+    (group,) = groups(rows(runs=[row]))
+    assert group.seconds(tta=True) > group.seconds(tta=False) > 0
+    (run / record.SUMMARY).rename(tmp_path / "summary.json")
+    with pytest.raises(InputError, match="nothing to publish"):
+        evidence.publish(run, "again")
+    (tmp_path / "summary.json").rename(run / record.SUMMARY)

@@ -1,10 +1,10 @@
 """What each part of cifar10.fast is worth: the recipe without it, on images held out of training.
 
-    python benchmarks/ablations.py --data-dir DIR [--seeds 0] [--held-out 10000] [--parts NAME ...]
+    python -m benchmarks.recipes.ablations --data-dir DIR [--seeds 0] [--held-out 10000] [--parts NAME ...]
         [--record]
 
 Every part is taken away alone, from the same seed, so from the same images in the same order. With --record
-each run becomes a row of choices.csv, from which the table in docs/fast.md is made. The test set is not read.
+each run becomes a row of ablations.csv, which publish/tables.py makes a table of. The test set is not read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from choose import AS_IT_STANDS, Change, compare, options
 from torch import nn
 
+from benchmarks.recipes.choose import AS_IT_STANDS, Change, compare, parser
 from firstlight.jobs.job import Job
 from firstlight.machine.streams import seeded
 from firstlight.models.fast_net import FastNet
@@ -65,8 +65,8 @@ WITHOUT: dict[str, Change] = {
     "whole images from the start": setting(sides=()),
     "first layer random and learned": setting(),
     "filters random at the start": setting(identity=False),
-    "factors of batch norm learned": setting(norm_scale=True),
-    "offsets at the linear layer's rate": setting(bias_rate=16.0),
+    "batch norm's weight learned": setting(norm_scale=True),
+    "batch norm's bias at the linear layer's rate": setting(bias_rate=16.0),
     "ReLU": setting(activation="relu"),
     "momentum for filters, rate 0.5": with_momentum(5.0),
     "momentum for filters, rate 1": with_momentum(10.0),
@@ -88,11 +88,11 @@ def learn_first_layer(change: str, job: Job) -> None:
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=list(WITHOUT), default=list(WITHOUT), metavar="NAME")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="+", choices=list(WITHOUT), default=list(WITHOUT), metavar="NAME")
+    arguments = options.parse_args()
     changes = {name: WITHOUT[name] for name in arguments.parts}
-    compare("cifar10.fast", changes, arguments, before=learn_first_layer, note="ablation")
+    compare("cifar10.fast", changes, arguments, __file__, before=learn_first_layer)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The process in which gpu.py trains one recipe, or airbench's: a line with a seed in, a line of JSON out.
 
-Only what Python itself brings is imported at once, since airbench's own Python runs this file too.
+Only what Python itself brings is imported at once: airbench's own Python runs this file too, by its path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class Trainer:
     def run(self, seed: int) -> dict[str, Any]:
         """Train and evaluate one seed; return its row."""
         import torch
-        from captured import CapturedStep, fitting_with
 
+        from benchmarks.captured import CapturedStep, fitting_with
         from firstlight.insight.evaluation import evaluate
         from firstlight.jobs.job import Job
         from firstlight.machine.clock import Stopwatch
@@ -72,9 +72,9 @@ class Trainer:
             ):
                 last = tick.epoch
         watch.pause()
-        trained = watch.seconds
+        train_seconds = watch.seconds
         watch.start()
-        mirrored = evaluate(
+        augmented = evaluate(
             state.trained, job.test, machine, tta=True, shift=recipe.tta_shift, batch_size=EVALUATED
         )
         watch.pause()
@@ -91,7 +91,7 @@ class Trainer:
             "seed": seed,
             "epochs": recipe.epochs,
             "test_accuracy": plain.accuracy,
-            "test_accuracy_tta": mirrored.accuracy,
+            "test_accuracy_tta": augmented.accuracy,
             "test_low_95": low,
             "test_high_95": high,
             "train_accuracy": last.train_accuracy,
@@ -99,12 +99,13 @@ class Trainer:
             "peak_lr": schedule.peak_lr,
             "min_lr": schedule.min_lr,
             "rates": "given" if self.finding is None else "found",
-            "train_seconds": trained,
-            "tta_seconds": watch.seconds - trained,
+            "train_seconds": train_seconds,
+            "tta_seconds": watch.seconds - train_seconds,
             "clock_seconds": watch.seconds,
             "cold_seconds": cold,
             "wall_seconds": time.perf_counter() - began,
-            "step": self._how(),
+            "step": ("compiled, " if self.options.compile else "")
+            + ("CUDA graph" if self.step.graph else "operation by operation"),
         }
 
     def _whiten(self) -> None:
@@ -114,10 +115,6 @@ class Trainer:
         if hasattr(self.state.model, "choose"):
             images = self.train.images[:: -(-len(self.train) // 1000)].to(self.machine.device)
             self.state.model.prepare(normalise(images, self.train.mean, self.train.std))
-
-    def _how(self) -> str:
-        compiled = "compiled, " if self.options.compile else ""
-        return compiled + ("CUDA graph" if self.step.graph else "operation by operation")
 
 
 def toy(recipe: Any) -> Any:
@@ -132,31 +129,24 @@ def toy(recipe: Any) -> Any:
     return dataclasses.replace(changed.over(2), peak_lr=peak, min_lr=recipe.min_lr or peak / 100)
 
 
-def firstlight_worker(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
-    from firstlight.recipes import named
-
-    recipe = named(options.recipe)
-    return Trainer(toy(recipe) if options.toy else recipe, options).run
-
-
 def airbench_worker() -> Callable[[int], dict[str, Any]]:
-    """Return what trains airbench's 94 % recipe with a seed, in a folder that holds its data."""
+    """Return a function that trains airbench's 94 % recipe with a seed, in a folder that holds its data."""
     import airbench
     import torch
 
     def run(seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             airbench.train94(run=0)
-        return airbench_result(said.getvalue())
+        return airbench_result(output.getvalue())
 
     return run
 
 
-def airbench_result(said: str) -> dict[str, Any]:
+def airbench_result(output: str) -> dict[str, Any]:
     """Read accuracies and the clock from the table that airbench prints; its last line is of the end."""
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if "|" in line]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if "|" in line]
     end = dict(zip(table[0], table[-1], strict=True))
     return {
         "baseline": BASELINE,
@@ -166,25 +156,37 @@ def airbench_result(said: str) -> dict[str, Any]:
     }
 
 
-def serve(run: Callable[[int], dict[str, Any]], asked: Iterable[str]) -> None:
+def serve(run: Callable[[int], dict[str, Any]]) -> None:
     """Answer every line that holds a seed with one line of JSON; all else that is printed goes to stderr."""
     answers = sys.stdout
-    for line in asked:
+    for line in sys.stdin:
         with contextlib.redirect_stdout(sys.stderr):
-            result = run(int(line))
-        print(json.dumps(result), file=answers, flush=True)
+            row = run(int(line))
+        print(json.dumps(row), file=answers, flush=True)
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """Add what gpu.py takes for its worker."""
+    options.add_argument("--device", default="auto")
+    options.add_argument("--precision", default="auto")
+    options.add_argument("--eager", action="store_true", help="no CUDA graph")
+    options.add_argument("--compile", action="store_true", help="compile the network as well")
+    options.add_argument("--toy", action="store_true", help="the whole way at a tiny size, to test it")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="or airbench")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    for flag in ("--eager", "--compile", "--toy"):
-        parser.add_argument(flag, action="store_true")
-    options = parser.parse_args()
-    serve(airbench_worker() if options.recipe == "airbench" else firstlight_worker(options), sys.stdin)
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("recipe", help="or airbench")
+    options.add_argument("--data-dir", type=Path)
+    add_options(options)
+    arguments = options.parse_args()
+    if arguments.recipe == "airbench":
+        serve(airbench_worker())
+    else:
+        from firstlight.recipes import named
+
+        recipe = named(arguments.recipe)
+        serve(Trainer(toy(recipe) if arguments.toy else recipe, arguments).run)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Try changes to a recipe on images held out of training; the test set is not read.
 
-    python benchmarks/choose.py cifar10.fast --data-dir DIR [--seeds 0 1] [--held-out 10000]
+    python -m benchmarks.recipes.choose cifar10.fast --data-dir DIR [--seeds 0 1] [--held-out 10000]
         [--try "peak_lr=0.3"] [--try "batch_size=500 peak_lr=0.1"] [--record]
 
 Every variant is trained from each seed on the same 50,000 - N training images, in the same order and with
 the same draws where the variant leaves them alone, and scored on the other N. The recipe as it stands comes
 first. Label smoothing leaves probabilities too low, so recipes are best told apart by `calibrated_loss`: the
 cross-entropy with test-time augmentation at the temperature that makes it least.
-With --record each run becomes a row of choices.csv, which LOG.md refers to.
+With --record each run becomes a row of choose.csv, which LOG.md refers to.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from rows import add_row
 from torch.nn import functional as F
 
+from benchmarks import measure
+from benchmarks.measure import record
 from firstlight.insight.evaluation import Evaluation, evaluate
 from firstlight.jobs.job import Job, resolve
 from firstlight.machine.machine import choose
 from firstlight.recipe import Recipe
 from firstlight.training.loop import fit
 
-CHOICES = Path(__file__).with_name("choices.csv")
 AS_IT_STANDS = "as it stands"
 Change = Callable[[Recipe], Recipe]
 
 
-def calibrated_loss(answers: Evaluation) -> float:
+def calibrated_loss(evaluation: Evaluation) -> float:
     """Return the mean cross-entropy at the best of fifty temperatures from 0.3 to 1.5."""
-    logits = answers.probabilities.double().clamp_min(1e-12).log()
+    logits = evaluation.probabilities.double().clamp_min(1e-12).log()
     temperatures = torch.linspace(0.3, 1.5, 50).tolist()
-    return min(float(F.cross_entropy(logits / t, answers.labels)) for t in temperatures)
+    return min(float(F.cross_entropy(logits / t, evaluation.labels)) for t in temperatures)
 
 
 def score(job: Job) -> dict[str, float]:
@@ -53,13 +52,13 @@ def score(job: Job) -> dict[str, float]:
         if tick.epoch is not None:
             print(f"  {tick.epoch}", flush=True)
     plain = evaluate(state.trained, job.validation, machine)
-    several = evaluate(state.trained, job.validation, machine, tta=True, shift=recipe.tta_shift)
+    augmented = evaluate(state.trained, job.validation, machine, tta=True, shift=recipe.tta_shift)
     return {
         "accuracy": plain.accuracy,
-        "accuracy_tta": several.accuracy,
+        "accuracy_tta": augmented.accuracy,
         "loss": plain.loss,
-        "loss_tta": several.loss,
-        "calibrated_loss": calibrated_loss(several),
+        "loss_tta": augmented.loss,
+        "calibrated_loss": calibrated_loss(augmented),
         "train_seconds": state.seconds,
     }
 
@@ -68,9 +67,9 @@ def compare(
     chosen: str | Recipe,
     changes: Mapping[str, Change],
     arguments: argparse.Namespace,
+    script: str,
     *,
     before: Callable[[str, Job], None] = lambda change, job: None,
-    note: str = "",
 ) -> None:
     """Train and score a recipe once for each seed and change; print means, and record rows if asked.
 
@@ -82,27 +81,17 @@ def compare(
     nothing = test.subset(torch.arange(0))  # so that nothing here can look at it
     scores: dict[str, list[dict[str, float]]] = {change: [] for change in changes}
     for seed in arguments.seeds:
-        for change, made in changes.items():
-            recipe = made(dataclasses.replace(base, seed=seed))
-            job = Job.on(train, nothing, recipe, machine)
+        for change, changed in changes.items():
+            job = Job.on(train, nothing, changed(dataclasses.replace(base, seed=seed)), machine)
             before(change, job)
             print(f"seed {seed}: {change or AS_IT_STANDS}", flush=True)
-            found = score(job)
-            scores[change].append(found)
-            print("  " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()), flush=True)
+            figures = score(job)
+            scores[change].append(figures)
+            print("  " + "  ".join(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
             if arguments.record:
-                row = {
-                    "date": datetime.now(UTC).date().isoformat(),
-                    "recipe": base.name,
-                    "change": change,
-                    "seed": seed,
-                    "held_out": arguments.held_out,
-                    **{key: round(value, 5) for key, value in found.items()},
-                    "hardware": machine.hardware,
-                    "precision": machine.precision,
-                    "note": note,
-                }
-                add_row(row, CHOICES)
+                row = {"recipe": base.name, "change": change, "seed": seed, "held_out": arguments.held_out}
+                row |= {key: round(value, 5) for key, value in figures.items()}
+                record(script, machine, **row)
     print("\n| change | n | accuracy | with TTA | calibrated | seconds |")
     print("| --- " * 6 + "|")
     for change, runs in scores.items():
@@ -113,24 +102,23 @@ def compare(
         )
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """Return a parser of what every comparison can be told."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data-dir", type=Path, help="where the data is; the cache otherwise")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--held-out", type=int, default=10_000)
-    parser.add_argument("--record", action="store_true", help="append rows to choices.csv")
-    return parser
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every comparison takes."""
+    options = measure.parser(doc)
+    options.add_argument("--data-dir", type=Path, help="where the data is; the cache otherwise")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--held-out", type=int, default=10_000)
+    return options
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--try", dest="variants", action="append", default=[], metavar="SETTINGS")
-    parser.add_argument("--only", action="store_true", help="leave out the recipe as it stands")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("recipe")
+    options.add_argument("--try", dest="variants", action="append", default=[], metavar="SETTINGS")
+    options.add_argument("--only", action="store_true", help="leave out the recipe as it stands")
+    arguments = options.parse_args()
     variants = arguments.variants if arguments.only else ["", *arguments.variants]
-    compare(arguments.recipe, {variant: _settings(variant) for variant in variants}, arguments)
+    compare(arguments.recipe, {variant: _settings(variant) for variant in variants}, arguments, __file__)
 
 
 def _settings(text: str) -> Change:

@@ -1,6 +1,6 @@
 """The pointing game: does a map's strongest place lie on the object? (Zhang et al. 2018, arXiv 1608.00507)
 
-    python benchmarks/pointing.py RUN [--methods gradcam layercam] [--record]
+    python -m benchmarks.insight.pointing RUN [--methods gradcam layercam] [--record]
 
 RUN is a finished run on `shapes`, whose masks say where the object is. Of the test images that its network
 gets right, a map of the true class, smoothed as the pictures are, hits where its maximum lies on the object
@@ -16,25 +16,23 @@ smaller objects (`firstlight train shapes.demo --set object_size=50`) has a cent
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from rows import add_row
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.measure import parser, record
 from firstlight.data.augment import normalise
 from firstlight.data.images import ImageSet
 from firstlight.data.shapes import Shapes
 from firstlight.insight.gradcam import METHODS, gradcam
-from firstlight.machine.processor import hardware_name
+from firstlight.machine.machine import choose
 from firstlight.machine.streams import seeded
 from firstlight.run import Run
 
@@ -98,15 +96,15 @@ def score(
     method: str = "gradcam",
 ) -> Score:
     """Play the game with the maps of the true classes of normalised images."""
-    found = gradcam(model, images, labels, endpoint, method=method)
-    hit, off = hits(found.maps, masks), centre_hits(masks) == 0
+    heat = gradcam(model, images, labels, endpoint, method=method)
+    hit, off = hits(heat.maps, masks), centre_hits(masks) == 0
     mean, error = over_classes(hit, labels)
     return Score(
-        "×".join(map(str, found.maps.shape[1:])),
+        "×".join(map(str, heat.maps.shape[1:])),
         mean,
         error,
         over_classes(hit[off], labels[off])[0] if off.any() else None,
-        float(found.empty.double().mean()),
+        float(heat.empty.double().mean()),
     )
 
 
@@ -135,48 +133,36 @@ def rightly_classified(run: Run) -> tuple[Tensor, ImageSet]:
     return normalise(chosen.images, test.mean, test.std), chosen
 
 
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
 def mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.mean(known) if known else None
 
 
+TITLES = "method | endpoint | grid | hits | above the centre | random weights (sd) "
+TITLES += "| off centre | off centre, random weights | maps without evidence"
+
+
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--endpoints", nargs="+", default=ENDPOINTS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["gradcam"])
-    parser.add_argument("--random", type=int, default=8, help="how many networks of random weights")
-    parser.add_argument("--record", action="store_true", help="append a row per map to results.csv")
-    arguments = parser.parse_args(words)
+    options = parser(__doc__)
+    options.add_argument("run", type=Path)
+    options.add_argument("--endpoints", nargs="+", default=ENDPOINTS)
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=["gradcam"])
+    options.add_argument("--random", type=int, default=8, help="how many networks of random weights")
+    arguments = options.parse_args(words)
 
     run = Run.open(arguments.run)
     images, chosen = rightly_classified(run)
     masks, labels = chosen.masks, chosen.labels
-    assert masks is not None
-    plain = baseline(labels, masks)
-    assert isinstance(run.recipe.data, Shapes)
-    size = run.recipe.data.object_size
+    assert masks is not None and isinstance(run.recipe.data, Shapes)
+    plain, size, count = baseline(labels, masks), run.recipe.data.object_size, len(run.evaluation.labels)
     print(
         f"Objects of {size} % of their usual size. "
-        f"{plain.count:,} of {len(run.evaluation.labels):,} test images are classified rightly.\n"
+        f"{plain.count:,} of {count:,} test images are classified rightly.\n"
         f"Always the centre: {plain.centre:.1%}; chance: {plain.chance:.1%}.\n"
         f"{plain.off_centre_count:,} objects do not cover the centre, which there never hits; "
-        f"chance there: {percent(plain.off_centre_chance)}.\n"
+        f"chance there: {_percent(plain.off_centre_chance)}.\n"
     )
-    print(
-        "| method | endpoint | grid | hits | above the centre "
-        f"| random weights, mean of {arguments.random} (sd) | off centre | off centre, random weights "
-        "| maps without evidence |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print(f"| {TITLES} |\n{'| --- ' * (TITLES.count('|') + 1)}|")
     networks = []
     for number in range(arguments.random):
         with seeded(number, "random weights"):
@@ -184,47 +170,47 @@ def main(words: Sequence[str] | None = None) -> None:
     for method, endpoint in itertools.product(arguments.methods, arguments.endpoints):
         trained = score(run.model, images, labels, masks, endpoint, method)
         random = [score(network, images, labels, masks, endpoint, method) for network in networks]
-        by_chance = statistics.mean(each.hits for each in random)
-        spread = statistics.stdev(each.hits for each in random) if len(random) > 1 else None
-        random_off_centre = mean_of([each.off_centre for each in random])
+        random_hits = [each.hits for each in random]
+        figures = {
+            "pointing": trained.hits,
+            "pointing_error": trained.error,
+            "pointing_centre": plain.centre,
+            "pointing_chance": plain.chance,
+            "pointing_random": statistics.mean(random_hits),
+            "pointing_random_sd": statistics.stdev(random_hits) if len(random) > 1 else None,
+            "pointing_off_centre": trained.off_centre,
+            "pointing_off_centre_chance": plain.off_centre_chance,
+            "pointing_off_centre_random": mean_of([each.off_centre for each in random]),
+            "pointing_empty": trained.empty,
+        }
+        cells = {name.removeprefix("pointing_"): _percent(value) for name, value in figures.items()}
         print(
             f"| {method} | {endpoint} | {trained.grid} | {trained.hits:.1%} ± {1.96 * trained.error:.1%} "
-            f"| {100 * (trained.hits - plain.centre):+.1f} points | {by_chance:.1%} ({percent(spread)}) "
-            f"| {percent(trained.off_centre)} | {percent(random_off_centre)} | {trained.empty:.1%} |"
+            f"| {100 * (trained.hits - plain.centre):+.1f} points | {cells['random']} ({cells['random_sd']}) "
+            f"| {cells['off_centre']} | {cells['off_centre_random']} | {cells['empty']} |"
         )
         if arguments.record:
-            add_row(
-                {
-                    "script": "benchmarks/pointing.py",
-                    "date": datetime.now(UTC).date().isoformat(),
-                    "hardware": hardware_name(torch.device("cpu")),
-                    "torch": torch.__version__,
-                    "device": "cpu",
-                    "precision": "fp32",
-                    "recipe": run.recipe.name,
-                    "seed": run.recipe.seed,
-                    "epochs": run.recipe.epochs,
-                    "peak_lr": run.summary.get("peak_lr"),
-                    "min_lr": run.summary.get("min_lr"),
-                    "note": f"pointing game on {plain.count} test images classified rightly, "
-                    f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
-                    "test_images": len(run.evaluation.labels),
-                    "object_size": size,
-                    "method": method,
-                    "endpoint": endpoint,
-                    "grid": trained.grid,
-                    "pointing": round(trained.hits, 4),
-                    "pointing_error": round(trained.error, 4),
-                    "pointing_centre": round(plain.centre, 4),
-                    "pointing_chance": round(plain.chance, 4),
-                    "pointing_random": round(by_chance, 4),
-                    "pointing_random_sd": rounded(spread),
-                    "pointing_off_centre": rounded(trained.off_centre),
-                    "pointing_off_centre_chance": rounded(plain.off_centre_chance),
-                    "pointing_off_centre_random": rounded(random_off_centre),
-                    "pointing_empty": round(trained.empty, 4),
-                }
+            record(
+                __file__,
+                choose("cpu", "fp32"),
+                recipe=run.recipe.name,
+                seed=run.recipe.seed,
+                epochs=run.recipe.epochs,
+                peak_lr=run.summary.get("peak_lr"),
+                min_lr=run.summary.get("min_lr"),
+                note=f"pointing game on {plain.count} test images classified rightly, "
+                f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
+                test_images=count,
+                object_size=size,
+                method=method,
+                endpoint=endpoint,
+                grid=trained.grid,
+                **{name: None if value is None else round(value, 4) for name, value in figures.items()},
             )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 if __name__ == "__main__":

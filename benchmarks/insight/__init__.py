@@ -1,0 +1,1 @@
+"""How good and how fast Grad-CAM and the ranking of label errors are."""

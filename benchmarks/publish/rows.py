@@ -1,0 +1,90 @@
+"""The tables of all benchmarks, and the runs in them by what they have in common."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from benchmarks.measure import BENCHMARKS, Row, read_rows
+from firstlight.insight.intervals import Spread
+
+Tables = Mapping[str, list[Row]]
+"""Rows by the name of their CSV, oldest first."""
+
+
+def read_tables() -> Tables:
+    """Return every CSV beside a script, and runs.csv; one that is not there has no rows."""
+    return defaultdict(list, {path.stem: read_rows(path) for path in BENCHMARKS.glob("*/*.csv")})
+
+
+def mean(rows: Iterable[Row], key: str) -> float:
+    """Return the mean of a column; an empty cell counts as 0."""
+    return statistics.fmean(float(row.get(key) or 0) for row in rows)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of a recipe that differ in their seed alone."""
+
+    runs: list[Row]
+
+    @property
+    def newest(self) -> Row:
+        return self.runs[-1]
+
+    @property
+    def recipe(self) -> str:
+        return self.newest["recipe"]
+
+    @property
+    def hardware(self) -> str:
+        return self.newest["hardware"]
+
+    @property
+    def rates(self) -> str:
+        """Whether the learning rates were found or given; the first rows, which lack it, had them found."""
+        return self.newest.get("rates") or "found"
+
+    def accuracy(self, *, tta: bool) -> Spread:
+        return Spread(tuple(float(run["test_accuracy_tta" if tta else "test_accuracy"]) for run in self.runs))
+
+    def interval(self, *, tta: bool) -> tuple[float, float] | None:
+        """Return the 95 % interval of the mean; of a single run that over images, known without TTA alone."""
+        interval, run = self.accuracy(tta=tta).interval, self.newest
+        if interval is None and not tta and run.get("test_low_95"):
+            return float(run["test_low_95"]), float(run["test_high_95"])
+        return interval
+
+    def seconds(self, *, tta: bool) -> float:
+        """Return the mean time from the first step to the last, or to the last forward pass of TTA.
+
+        The first run of a process on a GPU also pays for what the others find ready: it counts only alone.
+        """
+        warm = [run for run in self.runs if run.get("start") != "cold"] or self.runs
+        keys = ["train_seconds", "checkpoint_seconds", *(["tta_seconds"] if tta else [])]
+        return sum(mean(warm, key) for key in keys)
+
+
+def groups(tables: Tables) -> list[Group]:
+    """Return the published runs by recipe, hardware, precision, epochs and kind of rates."""
+    grouped: dict[tuple[str, ...], list[Row]] = {}
+    for row in [*tables.get("runs", []), *tables.get("gpu", [])]:
+        if row.get("test_accuracy"):  # a row of medians has none
+            same = [row.get(key, "") for key in ("recipe", "hardware", "precision", "epochs")]
+            grouped.setdefault((*same, row.get("rates") or "found"), []).append(row)
+    return [Group(runs) for runs in grouped.values()]
+
+
+def stock_seconds(tables: Tables) -> dict[str, float]:
+    """Return R by hardware: the seconds that the stock loop takes for 50,000 images, of the newest row."""
+    return {row["hardware"]: float(row["r_seconds"]) for row in tables.get("reference", [])}
+
+
+def short(hardware: str) -> str:
+    """Return a GPU's name without its maker and its memory, a CPU's without its cores."""
+    hardware = hardware.split(",")[0].replace("(R)", "").removesuffix(" Processor")
+    words = hardware.removeprefix("NVIDIA ").split()
+    numbered = [index for index, word in enumerate(words) if any(sign.isdigit() for sign in word)]
+    return " ".join(words[: numbered[0] + 1] if numbered else words)

@@ -1,0 +1,1 @@
+"""How fast training, the input pipeline and the page are."""
