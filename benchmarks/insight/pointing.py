@@ -196,8 +196,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 recipe=run.recipe.name,
                 seed=run.recipe.seed,
                 epochs=run.recipe.epochs,
-                peak_lr=run.summary.get("peak_lr"),
-                min_lr=run.summary.get("min_lr"),
+                peak_lr=run.summary.peak_lr,
+                min_lr=run.summary.min_lr,
                 note=f"pointing game on {plain.count} test images classified rightly, "
                 f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
                 test_images=count,

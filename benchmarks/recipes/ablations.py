@@ -40,7 +40,7 @@ class Nesterov(Muon):
         filters = optimizer.param_groups[0]
         filters |= {
             "orthogonal": False,
-            "rate": self.filter_rate,
+            "lr_factor": self.filter_rate,
             "momentum": self.other_momentum,
             "weight_decay": 5e-4 * self.filter_rate,
         }
@@ -66,7 +66,7 @@ WITHOUT: dict[str, Change] = {
     "first layer random and learned": setting(),
     "filters random at the start": setting(identity=False),
     "batch norm's weight learned": setting(norm_scale=True),
-    "batch norm's bias at the linear layer's rate": setting(bias_rate=16.0),
+    "batch norm's bias at the linear layer's rate": setting(bias_lr_factor=16.0),
     "ReLU": setting(activation="relu"),
     "momentum for filters, rate 0.5": with_momentum(5.0),
     "momentum for filters, rate 1": with_momentum(10.0),

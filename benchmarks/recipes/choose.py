@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from benchmarks import measure
 from benchmarks.measure import record
 from firstlight.insight.evaluation import Evaluation, evaluate
-from firstlight.jobs.job import Job, resolve
+from firstlight.jobs.job import Job
 from firstlight.machine.machine import choose
 from firstlight.recipe import Recipe
+from firstlight.recipes import resolve
 from firstlight.training.loop import fit
 
 AS_IT_STANDS = "as it stands"
@@ -45,14 +46,14 @@ def score(job: Job) -> dict[str, float]:
     recipe, machine = job.recipe, job.machine
     assert job.validation is not None
     state = job.state()
-    schedule = job.schedule(None)
+    schedule = job.schedule()
     for tick in fit(
-        state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=job.objective
+        state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=recipe.objective
     ):
         if tick.epoch is not None:
             print(f"  {tick.epoch}", flush=True)
     plain = evaluate(state.trained, job.validation, machine)
-    augmented = evaluate(state.trained, job.validation, machine, tta=True, shift=recipe.tta_shift)
+    augmented = evaluate(state.trained, job.validation, machine, views=recipe.views)
     return {
         "accuracy": plain.accuracy,
         "accuracy_tta": augmented.accuracy,
@@ -82,7 +83,7 @@ def compare(
     scores: dict[str, list[dict[str, float]]] = {change: [] for change in changes}
     for seed in arguments.seeds:
         for change, changed in changes.items():
-            job = Job.on(train, nothing, changed(dataclasses.replace(base, seed=seed)), machine)
+            job = Job.with_images(train, nothing, changed(dataclasses.replace(base, seed=seed)), machine)
             before(change, job)
             print(f"seed {seed}: {change or AS_IT_STANDS}", flush=True)
             figures = score(job)
@@ -123,7 +124,7 @@ def main() -> None:
 
 def _settings(text: str) -> Change:
     settings = dict(word.split("=", 1) for word in text.split())
-    return lambda recipe: resolve(recipe, **settings)
+    return lambda recipe: resolve(recipe, text=settings)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ class Trainer:
 
         began = time.perf_counter()
         recipe, machine = dataclasses.replace(self.recipe, seed=seed), self.machine
-        job = Job.on(self.train, self.test, recipe, machine)
+        job = Job.with_images(self.train, self.test, recipe, machine)
         if self.step is None:
-            if recipe.peak_lr is None or recipe.min_lr is None:
+            if recipe.schedule.peak_lr is None or recipe.schedule.min_lr is None:
                 self.finding = job.find_rates()
             self.state = job.state()
             if self.options.compile:
@@ -68,14 +68,14 @@ class Trainer:
         self._whiten()
         with fitting_with(self.step):
             for tick in fit(
-                state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=job.objective
+                state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=recipe.objective
             ):
                 last = tick.epoch
         watch.pause()
         train_seconds = watch.seconds
         watch.start()
         augmented = evaluate(
-            state.trained, job.test, machine, tta=True, shift=recipe.tta_shift, batch_size=EVALUATED
+            state.trained, job.test, machine, views=recipe.views, batch_size=EVALUATED
         )
         watch.pause()
         cold = time.time() - float(os.environ["STARTED"])
@@ -125,8 +125,8 @@ def toy(recipe: Any) -> Any:
     names = {field.name for field in dataclasses.fields(recipe.model)}
     model = dataclasses.replace(recipe.model, **{key: small[key] for key in small if key in names})
     changed = dataclasses.replace(recipe, data=Shapes(**TOY), model=model, batch_size=20, validation=0)
-    peak = recipe.peak_lr or 0.1
-    return dataclasses.replace(changed.over(2), peak_lr=peak, min_lr=recipe.min_lr or peak / 100)
+    peak = recipe.schedule.peak_lr or 0.1
+    return changed.over(2).replace(peak_lr=peak, min_lr=recipe.schedule.min_lr or peak / 100)
 
 
 def airbench_worker() -> Callable[[int], dict[str, Any]]:

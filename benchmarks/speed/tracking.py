@@ -28,7 +28,8 @@ TOLERANCE = 0.03
 
 def losses(precision: str, data_dir: Path, steps: int, batch_size: int) -> list[float]:
     """Train in this process, and return the loss of each step."""
-    from firstlight.jobs.job import Job, resolve
+    from firstlight.jobs.job import Job
+    from firstlight.recipes import resolve
     from firstlight.training.loop import TrainState, train_step
 
     recipe = resolve("cifar10.assignment", batch_size=batch_size, peak_lr=0.1, min_lr=0.004)
@@ -39,7 +40,7 @@ def losses(precision: str, data_dir: Path, steps: int, batch_size: int) -> list[
     values = []
     for images, labels in job.batches.epoch(0):
         lr = 0.004 + (0.1 - 0.004) * state.step / steps
-        values.append(float(train_step(state, images, labels, lr, job.objective, job.machine)))
+        values.append(float(train_step(state, images, labels, lr, recipe.objective, job.machine)))
         if state.step == steps:
             return values
     raise SystemExit(f"an epoch has only {state.step} steps")

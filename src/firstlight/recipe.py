@@ -184,7 +184,7 @@ class Recipe:
         hints = typing.get_type_hints(Recipe)
         own = {key: checked(key, value, hints[key]) for key, value in settings.items() if key in hints}
         _require("name" not in own, "a recipe's name cannot be set")
-        # Whole parts first, since another setting may be one of a new part; all is checked together at the end.
+        # Whole parts first: another setting may be one of a new part. All is checked together at the end.
         recipe = copy.copy(self)
         vars(recipe).update(own)
         changes: dict[str, dict[str, Any]] = {}

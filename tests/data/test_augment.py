@@ -127,7 +127,9 @@ def test_draws_cover_their_range_evenly(spec: Augmentation, choices: tuple[int, 
 def test_draws_come_from_the_given_stream_alone() -> None:
     before = global_random_states()
     for spec in (Crop(8), FlipLR(), Cutout(3)):
-        first, again, other = (spec.sample(torch.arange(50), 8, 8, partial(stream, seed), 0) for seed in (0, 0, 1))
+        first, again, other = (
+            spec.sample(torch.arange(50), 8, 8, partial(stream, seed), 0) for seed in (0, 0, 1)
+        )
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
     assert global_random_states() == before

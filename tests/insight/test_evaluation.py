@@ -103,7 +103,9 @@ def test_a_shift_gives_half_of_the_weight_to_moved_views() -> None:
     views = ((pixels, 0.25), (down, 0.125), (up, 0.125))
     expected = sum(weight * (whole(model, x) + whole(model, x.flip(3))) for x, weight in views)
     torch.testing.assert_close(found.probabilities, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(found.probabilities, evaluate(model, images, CPU, views=Views(mirror=True)).probabilities)
+    assert not torch.allclose(
+        found.probabilities, evaluate(model, images, CPU, views=Views(mirror=True)).probabilities
+    )
 
 
 def test_a_lower_precision_gives_nearly_the_same() -> None:

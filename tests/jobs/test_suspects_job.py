@@ -312,11 +312,11 @@ def test_damaged_suspects_are_named_and_missing_ones_are_none(run: Path) -> None
     ):
         folder.write_tensors(kept_suspects.SUSPECTS, {**whole, name: value})
         with pytest.raises(InputError, match=kept_suspects.SUSPECTS):
-            Record(folder).suspects
+            _ = Record(folder).suspects
     for name in whole:
         folder.write_tensors(kept_suspects.SUSPECTS, {key: whole[key] for key in whole if key != name})
         with pytest.raises(InputError, match=name):
-            Record(folder).suspects
+            _ = Record(folder).suspects
 
 
 @pytest.mark.usefixtures("untrained")
@@ -324,12 +324,14 @@ def test_names_come_from_the_table_where_it_has_them(run: Path) -> None:
     cross_fit(run, quiet=True, **HERE)
     folder = RunFolder.open(run)
     first, second = Record(folder).suspects.indices[:2].tolist()  # type: ignore[union-attr]
-    folder.write(kept_suspects.SUSPECTS_TABLE, f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n")
+    folder.write(
+        kept_suspects.SUSPECTS_TABLE, f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n"
+    )
     kept = Record(folder).suspects
     assert kept is not None and kept.names[:2] == ["<b>", f"#{second}"]
     folder.write(kept_suspects.SUSPECTS_TABLE, "index,name\n1," + "a" * 200_000)
     with pytest.raises(InputError, match="table is damaged"):
-        Record(folder).suspects
+        _ = Record(folder).suspects
 
 
 def in_shell(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
