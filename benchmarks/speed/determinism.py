@@ -16,8 +16,9 @@ from firstlight.data.batches import Batches
 from firstlight.machine.machine import choose
 from firstlight.machine.streams import seeded
 from firstlight.recipes import named
-from firstlight.training.loop import TrainState, train_step
+from firstlight.training.loop import train_step
 from firstlight.training.objective import Objective
+from firstlight.training.state import TrainState
 
 
 def main() -> None:

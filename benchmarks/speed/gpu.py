@@ -15,7 +15,7 @@ process of its own Python, since that package wants torchvision. Its clock is it
 and TTA.
 
 `--toy` runs all of this at a tiny size on whatever device is there. The CUDA graph itself has not been run
-yet, since no CUDA machine was at hand; see captured.py.
+yet, since no CUDA machine was at hand; see firstlight/training/graph.py.
 """
 
 from __future__ import annotations

@@ -44,11 +44,11 @@ class Trainer:
         """Train and evaluate one seed; return its row."""
         import torch
 
-        from benchmarks.captured import CapturedStep, fitting_with
         from firstlight.insight.evaluation import evaluate
         from firstlight.jobs.job import Job
         from firstlight.machine.clock import Stopwatch
-        from firstlight.training.loop import fit
+        from firstlight.training.graph import choose_step
+        from firstlight.training.loop import fit, train_step
 
         began = time.perf_counter()
         recipe, machine = dataclasses.replace(self.recipe, seed=seed), self.machine
@@ -59,24 +59,27 @@ class Trainer:
             self.state = job.state()
             if self.options.compile:
                 self.state.model.compile()
-            self.step = CapturedStep(self.state, graph=not self.options.eager)
+            self.step = train_step if self.options.eager else choose_step(self.state, machine)
         else:
-            self.step.restart(job.model)
+            restart(self.state, job.model)
         state, schedule = self.state, job.schedule(self.finding)
         watch = Stopwatch(machine)
         watch.start()
         self._whiten()
-        with fitting_with(self.step):
-            for tick in fit(
-                state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=recipe.objective
-            ):
-                last = tick.epoch
+        for tick in fit(
+            state,
+            job.batches,
+            schedule,
+            epochs=recipe.epochs,
+            machine=machine,
+            objective=recipe.objective,
+            step=self.step,
+        ):
+            last = tick.epoch
         watch.pause()
         train_seconds = watch.seconds
         watch.start()
-        augmented = evaluate(
-            state.trained, job.test, machine, views=recipe.views, batch_size=EVALUATED
-        )
+        augmented = evaluate(state.trained, job.test, machine, views=recipe.views, batch_size=EVALUATED)
         watch.pause()
         cold = time.time() - float(os.environ["STARTED"])
         plain = evaluate(state.trained, job.test, machine, batch_size=EVALUATED)
@@ -105,16 +108,33 @@ class Trainer:
             "cold_seconds": cold,
             "wall_seconds": time.perf_counter() - began,
             "step": ("compiled, " if self.options.compile else "")
-            + ("CUDA graph" if self.step.graph else "operation by operation"),
+            + ("CUDA graph" if getattr(self.step, "fits", False) else "operation by operation"),
         }
 
     def _whiten(self) -> None:
         """Fit the first layer to the training images again, on the device and on the clock."""
         from firstlight.data.augment import normalise
+        from firstlight.models.network import prepare
 
-        if hasattr(self.state.model, "choose"):
-            images = self.train.images[:: -(-len(self.train) // 1000)].to(self.machine.device)
-            self.state.model.prepare(normalise(images, self.train.mean, self.train.std))
+        images = self.train.images[:: -(-len(self.train) // 1000)].to(self.machine.device)
+        prepare(self.state.model, normalise(images, self.train.mean, self.train.std))
+
+
+def restart(state: Any, model: Any) -> None:
+    """Begin a training anew with the weights of another network of the same make, in the same memory."""
+    import torch
+
+    state.model.load_state_dict(model.state_dict())
+    if state.average is not None:
+        state.average.module.load_state_dict(model.state_dict())
+        state.average.n_averaged.zero_()
+    for slots in state.optimizer.state.values():  # all of it begins at zero
+        for value in slots.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+    state.sums.zero_()
+    state.first_bad_step.fill_(-1)
+    state.step, state.seconds = 0, 0.0
 
 
 def toy(recipe: Any) -> Any:

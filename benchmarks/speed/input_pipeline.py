@@ -23,8 +23,9 @@ from firstlight.data.images import ImageSet
 from firstlight.machine.machine import choose
 from firstlight.machine.streams import seeded
 from firstlight.recipes import named
-from firstlight.training.loop import TrainState, train_step
+from firstlight.training.loop import train_step
 from firstlight.training.objective import Objective
+from firstlight.training.state import TrainState
 
 WORKERS = 2
 

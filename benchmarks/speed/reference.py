@@ -68,9 +68,10 @@ def firstlight() -> tuple[Callable[[], object], float]:
     import_seconds = time.perf_counter() - start
     from firstlight.machine.machine import choose
     from firstlight.models.custom_resnet import CustomResNet
-    from firstlight.training.loop import TrainState, train_step
+    from firstlight.training.loop import train_step
     from firstlight.training.objective import Objective
     from firstlight.training.optimizers import SGD
+    from firstlight.training.state import TrainState
 
     machine = choose("cpu", "bf16")
     state = TrainState.create(CustomResNet(10, bias=False, logit_scale=0.125), SGD(), machine)

@@ -30,7 +30,8 @@ def losses(precision: str, data_dir: Path, steps: int, batch_size: int) -> list[
     """Train in this process, and return the loss of each step."""
     from firstlight.jobs.job import Job
     from firstlight.recipes import resolve
-    from firstlight.training.loop import TrainState, train_step
+    from firstlight.training.loop import train_step
+    from firstlight.training.state import TrainState
 
     recipe = resolve("cifar10.assignment", batch_size=batch_size, peak_lr=0.1, min_lr=0.004)
     job = Job.prepare(recipe, data_dir, "cpu", precision)

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from tiny import CPU, TinyNet, image_set
-from torch import nn
 
 from benchmarks.measure import read_rows
 from benchmarks.speed import gpu, gpu_worker
 from firstlight.data.augment import FlipLR
 from firstlight.data.batches import Batches
-from firstlight.errors import Diverged
 from firstlight.recipes import RECIPES, named
-from firstlight.training import loop
-from firstlight.training.loop import TrainState, fit
-from firstlight.training.optimizers import SGD, Adam, AdamW, Muon
-from firstlight.training.schedule import OneCycle
+from firstlight.training.loop import fit
+from firstlight.training.optimizers import SGD, Adam, Muon, OptimizerSpec
+from firstlight.training.schedule import Cycle
+from firstlight.training.state import TrainState, capture
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 HERE = ["--toy", "--device", "cpu", "--precision", "fp32"]
-
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Give a benchmark as a module; what it imports from beside it is forgotten again with it."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module(name)
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    yield script("captured", monkeypatch)
 
 
 def test_the_whole_way_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,123 +98,21 @@ def test_wrong_words_end_at_once(tmp_path: Path) -> None:
         gpu.main(["cifar10.fast", "--data-dir", str(tmp_path), "--device", "cpu", "--runs", "1"])
 
 
-# --- the step ---
-
-
-def trained(optimizer: Any, step: Any = None, *, average: float = 0.0, seed: int = 0) -> TrainState:
-    """Train a tiny network for two epochs of six steps, by `step` made for its state, or as usual."""
-    batches = Batches(image_set(24), 4, (FlipLR(),), seed=seed, machine=CPU)
-    state = TrainState.create(TinyNet(seed=seed), optimizer, CPU, average_decay=average)
-    return fitted(state, batches, None if step is None else step(state))
-
-
-def fitted(state: TrainState, batches: Batches, step: Any, peak: float = 0.05) -> TrainState:
-    schedule = OneCycle(peak, peak / 10, total_steps=12, peak_step=3)
-    with contextlib.ExitStack() as fitting:
-        if step is not None:
-            fitting.enter_context(sys.modules["captured"].fitting_with(step))
-        for _ in fit(state, batches, schedule, epochs=2, machine=CPU):
-            pass
-    return state
-
-
-def same(one: nn.Module, other: nn.Module) -> bool:
-    weights, others = one.state_dict(), other.state_dict()
-    # Batch norm takes the convolution's bias out again: its gradient is rounding, which Adam blows up.
-    names = set(weights) - {"conv.bias", "norm.running_mean"}
-    return all(torch.allclose(weights[name], others[name], rtol=1e-4, atol=1e-6) for name in names)
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [SGD(), SGD(momentum=0, nesterov=False), Adam(), AdamW(), Muon(bias_rate=3.0, weight_decay=0.1)],
-    ids=str,
-)
-def test_the_step_from_fixed_places_trains_as_the_usual_one(optimizer: Any, captured: ModuleType) -> None:
-    usual = trained(optimizer, average=0.9)
-    ours = trained(optimizer, lambda state: captured.CapturedStep(state, graph=True), average=0.9)
-    assert same(ours.model, usual.model) and same(ours.trained, usual.trained)
-    assert not same(ours.model, TinyNet()), "it has trained"
-    assert (ours.step, usual.step) == (12, 12) and torch.allclose(ours.sums, usual.sums)
-    assert loop.train_step.__module__ == "firstlight.training.loop", "the usual step is back"
-
-
 @pytest.mark.parametrize("optimizer", [SGD(), Adam(), Muon()], ids=str)
-def test_a_second_run_in_the_same_places_is_as_if_it_were_the_first(
-    optimizer: Any, captured: ModuleType
-) -> None:
+def test_a_second_run_in_the_same_memory_is_as_if_it_were_the_first(optimizer: OptimizerSpec) -> None:
+    def train(seed: int, state: TrainState) -> None:
+        batches = Batches(image_set(24), 4, (FlipLR(),), seed=seed, machine=CPU)
+        list(fit(state, batches, Cycle(0.05, 0.005, 12, 3), epochs=2, machine=CPU))
+
     state = TrainState.create(TinyNet(seed=1), optimizer, CPU, average_decay=0.5)
-    step = captured.CapturedStep(state, graph=True)
-    fitted(state, Batches(image_set(24), 4, (FlipLR(),), seed=1, machine=CPU), step)
-    places = [weight.data_ptr() for weight in state.model.parameters()]
-    step.restart(TinyNet(seed=0))
-    fitted(state, Batches(image_set(24), 4, (FlipLR(),), seed=0, machine=CPU), step)
-    alone = trained(optimizer, lambda state: captured.CapturedStep(state, graph=True), average=0.5)
-    assert same(state.model, alone.model) and same(state.trained, alone.trained)
-    assert places == [weight.data_ptr() for weight in state.model.parameters()]
-
-
-def test_a_loss_that_is_not_finite_is_named_by_its_own_step(captured: ModuleType) -> None:
-    steps = []
-    for step in (None, lambda state: captured.CapturedStep(state, graph=True)):
-        state = TrainState.create(TinyNet(), SGD(), CPU)
-        batches = Batches(image_set(24), 4, seed=0, machine=CPU)
-        with pytest.raises(Diverged) as ended:
-            fitted(state, batches, step and step(state), peak=1e30)
-        steps.append(ended.value.step)
-    assert steps[0] == steps[1] > 0
-
-
-class FakeGraph:
-    """Stands for a CUDA graph: it counts its replays."""
-
-    def __init__(self) -> None:
-        self.replays = 0
-
-    def replay(self) -> None:
-        self.replays += 1
-
-
-class FakeStream:
-    def wait_stream(self, other: FakeStream) -> None:
-        assert isinstance(other, FakeStream)
-
-
-def test_the_capture_warms_up_without_training_once_for_each_shape(
-    captured: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graphs: list[FakeGraph] = []
-    before_capture: list[dict[str, torch.Tensor]] = []
-    state = TrainState.create(TinyNet(), Adam(), CPU)
-    begun = copy.deepcopy(state.model.state_dict())
-
-    def graph() -> FakeGraph:
-        graphs.append(FakeGraph())
-        return graphs[-1]
-
-    @contextlib.contextmanager
-    def capturing(made: FakeGraph, stream: FakeStream) -> Iterator[None]:
-        before_capture.append(copy.deepcopy(state.model.state_dict()))
-        memory = [value for slots in state.optimizer.state.values() for value in slots.values()]
-        assert memory and not any(value.any() for value in memory)
-        assert (
-            not state.sums.any() and int(state.first_bad_step) == -1 and state.step == len(before_capture) - 1
-        )
-        with step._unchanged():  # a capture computes nothing
-            yield
-
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph", capturing)
-    step = captured.CapturedStep(state, graph=False)
-    step.graph = True
-    data = image_set(24)
-    images, labels = data.images.float() / 255, data.labels
-    objective = loop.Objective()
-    for count in (4, 6, 4, 4):
-        step(state, images[:count], labels[:count], 0.1, objective, CPU)
-    assert [made.replays for made in graphs] == [3, 1] and state.step == 4
-    for weights in before_capture:
-        assert all(torch.equal(weights[name], value) for name, value in begun.items())
+    train(1, state)
+    addresses = [weight.data_ptr() for weight in state.model.parameters()]
+    gpu_worker.restart(state, TinyNet(seed=0))
+    train(0, state)
+    alone = TrainState.create(TinyNet(seed=0), optimizer, CPU, average_decay=0.5)
+    train(0, alone)
+    tensors, expected = capture(state).tensors, capture(alone).tensors
+    assert tensors.keys() == expected.keys()
+    for name, value in tensors.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    assert addresses == [weight.data_ptr() for weight in state.model.parameters()]

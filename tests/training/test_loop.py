@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from firstlight.data.augment import Crop, FlipLR
 from firstlight.data.batches import Batches
 from firstlight.errors import Diverged, InputError, RunFailed
-from firstlight.training.loop import Tick, TrainState, fit, train_step
+from firstlight.training.loop import Tick, fit, train_step
 from firstlight.training.objective import Objective, uphill
 from firstlight.training.optimizers import SGD, OptimizerSpec
-from firstlight.training.schedule import OneCycle
-from firstlight.training.state import capture, restore
+from firstlight.training.schedule import Cycle
+from firstlight.training.state import TrainState, capture, restore
 
 FOREVER = 1e9
-SCHEDULE = OneCycle(0.1, 0.01, 12, 4)
+SCHEDULE = Cycle(0.1, 0.01, 12, 4)
 
 
 def batches(batch_size: int = 6) -> Batches:

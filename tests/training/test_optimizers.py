@@ -84,7 +84,9 @@ def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> 
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 4))
     network[1].weight.requires_grad_(False)
     kept = [parameter.detach().double() for parameter in network.parameters()]
-    spec = Muon(momentum=0.6, bias_rate=50.0, linear_rate=3.0, other_momentum=0.85, weight_decay=0.1)
+    spec = Muon(
+        momentum=0.6, bias_lr_factor=50.0, linear_lr_factor=3.0, other_momentum=0.85, weight_decay=0.1
+    )
     optimizer = spec(network.parameters(), 0.0)
     buffers = [torch.zeros_like(parameter) for parameter in kept]
     factors = [1.0, 0.0, 50.0, 3.0, 50.0]

@@ -122,13 +122,15 @@ def _disk(out: Path) -> Check:
 
 def _machine() -> Check:
     from firstlight.machine.machine import choose, operations_on
+    from firstlight.training.graph import steps_on
 
     machine = choose()
     return Check(
         "machine",
         True,
         f"{machine.hardware}; {machine.device.type}, {machine.precision}, channels-last, "
-        f"{machine.threads} threads, allocator: {machine.allocator}; {operations_on(machine)}",
+        f"{machine.threads} threads, allocator: {machine.allocator}; {operations_on(machine)}; "
+        f"steps {steps_on(machine)}",
     )
 
 

@@ -26,9 +26,11 @@ from firstlight.models.network import count_parameters, evaluating, prepare
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
 from firstlight.recipes.settings import words
-from firstlight.training.loop import Best, TrainState, train_step
+from firstlight.training.graph import steps_on
+from firstlight.training.loop import train_step
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.schedule import Schedule
+from firstlight.training.state import Best, TrainState
 
 _SAMPLES = 8
 """Training images that are kept to show their augmentations."""
@@ -163,7 +165,9 @@ class Job:
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
             f"{count_parameters(self.model):,} parameters",
             f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
-            operations_on(machine),
+            f"{operations_on(machine)}; steps {steps_on(machine)}"
+            if machine.device.type == "cuda"
+            else operations_on(machine),
             f"about {duration(sum(parts.values()))} here ({listed})",
         ]
 
@@ -193,6 +197,7 @@ class Job:
             "threads": machine.threads,
             "allocator": machine.allocator,
             "kernels": operations_on(machine),
+            "step": steps_on(machine),
             "determinism": machine.determinism,
             "command": self.command(),
             "data": {

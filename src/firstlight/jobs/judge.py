@@ -14,7 +14,7 @@ from firstlight.machine.clock import Stopwatch
 from firstlight.models.network import count_parameters
 from firstlight.record.record import Record
 from firstlight.record.summary import Summary
-from firstlight.training.loop import TrainState
+from firstlight.training.state import TrainState
 
 
 def numbers(job: Job, record: Record, state: TrainState) -> Summary:

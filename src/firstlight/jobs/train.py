@@ -22,8 +22,9 @@ from firstlight.record.record import FIGURES, REPORT, Record
 from firstlight.run import Run
 from firstlight.training.graph import choose_step
 from firstlight.training.history import Epoch
-from firstlight.training.loop import TrainState, fit
+from firstlight.training.loop import fit
 from firstlight.training.lr_finder import LRFinding
+from firstlight.training.state import TrainState
 
 
 @overload

@@ -39,9 +39,9 @@ from firstlight.record.run_folder import RECIPE, RunFolder
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
 from firstlight.training.history import History
-from firstlight.training.loop import Tick, TrainState
+from firstlight.training.loop import Tick
 from firstlight.training.lr_finder import LRFinding
-from firstlight.training.state import Captured, capture, restore
+from firstlight.training.state import Captured, TrainState, capture, restore
 
 ENVIRONMENT = "environment.json"
 FINDING = "finding.json"

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
 from firstlight.machine.streams import seeded
-from firstlight.training.loop import BatchSource, TrainState, train_step
+from firstlight.training.loop import BatchSource, train_step
 from firstlight.training.objective import Objective
 from firstlight.training.optimizers import OptimizerSpec
+from firstlight.training.state import TrainState
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,82 @@
-"""A training state as plain tensors and numbers, and back: a run goes on as if it had never stopped."""
+"""The state of a training, also as plain tensors and numbers, from which a run goes on to the same bits."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from firstlight.errors import InputError
-from firstlight.training.loop import TrainState
+from firstlight.machine.machine import Machine
+from firstlight.training.optimizers import OptimizerSpec
+
+
+@dataclass
+class Best:
+    """The weights of the epoch with the highest accuracy on validation images; the earlier one wins a tie."""
+
+    accuracy: float = -math.inf
+    epoch: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, model: nn.Module, epoch: int, accuracy: float) -> None:
+        """Take the model's weights if the accuracy is higher than that of all epochs before."""
+        if accuracy > self.accuracy:
+            self.accuracy, self.epoch = accuracy, epoch
+            self.weights = copy.deepcopy(model.state_dict())
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes.
+
+    sums: on the device, of the current epoch: loss × images, correct predictions, images.
+    first_bad_step: on the device; the first step whose loss was not finite, -1 while there is none.
+    seconds: training time so far. best: None where no epoch is chosen on validation images.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    scaler: torch.amp.GradScaler | None
+    sums: Tensor
+    first_bad_step: Tensor
+    step: int = 0
+    seconds: float = 0.0
+    best: Best | None = None
+
+    @classmethod
+    def create(
+        cls, model: nn.Module, optimizer: OptimizerSpec, machine: Machine, *, average_decay: float = 0.0
+    ) -> TrainState:
+        """Move a model to the machine and return its state at step 0.
+
+        average_decay: decay per step of the exponential moving average of the weights; 0 for no average.
+        """
+        device = machine.device
+        machine.place(model)
+        average = None
+        if average_decay:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average_decay), use_buffers=True)
+        return cls(
+            model=model,
+            optimizer=optimizer(model.parameters(), 0.0, fused=device.type == "cuda"),
+            average=average,
+            scaler=torch.amp.GradScaler(device.type) if machine.precision == "fp16" else None,
+            sums=torch.zeros(3, device=device),
+            first_bad_step=torch.full((), -1, dtype=torch.int64, device=device),
+        )
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network that a run keeps: the average where there is one."""
+        return self.model if self.average is None else self.average.module
 
 
 @dataclass(frozen=True)
@@ -23,7 +89,6 @@ class Captured:
 
 def capture(state: TrainState) -> Captured:
     """Copy a state to the CPU, between two steps."""
-    best = state.best
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
@@ -41,15 +106,16 @@ def capture(state: TrainState) -> Captured:
         "optimizer": plain,
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
     }
-    if best is not None:
+    if state.best is not None:
+        best = state.best
         tensors |= {f"best.{name}": value for name, value in best.weights.items()}
         facts |= {"best_accuracy": best.accuracy if best.weights else None, "best_epoch": best.epoch}
     return Captured({name: value.detach().cpu().clone() for name, value in tensors.items()}, facts)
 
 
 def restore(state: TrainState, captured: Captured) -> None:
-    """Give a freshly created state what was captured; raises InputError where it does not fit."""
-    tensors, facts, best = captured.tensors, captured.facts, state.best
+    """Set a freshly created state to a captured one; raises InputError where it does not fit."""
+    tensors, facts = captured.tensors, captured.facts
     try:
         state.model.load_state_dict(_part(tensors, "model."))
         if state.average is not None:
@@ -60,9 +126,9 @@ def restore(state: TrainState, captured: Captured) -> None:
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
         if state.scaler is not None:
             state.scaler.load_state_dict(facts["scaler"])
-        if best is not None and facts["best_accuracy"] is not None:
-            best.accuracy, best.epoch = float(facts["best_accuracy"]), int(facts["best_epoch"])
-            best.weights = _part(tensors, "best.")
+        if state.best is not None and facts["best_accuracy"] is not None:
+            weights = _part(tensors, "best.")
+            state.best = Best(float(facts["best_accuracy"]), int(facts["best_epoch"]), weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"the checkpoint does not fit this run: {error}") from None
 
@@ -77,7 +143,7 @@ def _restore_optimizer(state: TrainState, tensors: Mapping[str, Tensor], plain: 
     for name, value in [*tensors.items(), *plain.items()]:
         index, slot = name.split(".", 1)
         if isinstance(value, Tensor) and value.shape == weights[int(index)].shape:
-            # Laid out as the weight is, on its device, or every later step would be slower.
+            # In the weight's memory format and on its device, or every later step would be slower.
             value = torch.empty_like(weights[int(index)], dtype=value.dtype).copy_(value)
         slots.setdefault(int(index), {})[slot] = value
     groups = state.optimizer.state_dict()["param_groups"]
