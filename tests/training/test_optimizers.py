@@ -94,7 +94,7 @@ def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> 
         gradients(network, number)
         lr = 0.1 / (number + 1)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
+            group["lr"] = lr * group["lr_factor"]
         optimizer.step()
         for place, (weight, factor) in enumerate(zip(kept, factors, strict=True)):
             if not factor:
