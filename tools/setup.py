@@ -16,8 +16,8 @@ import hashlib
 import importlib.util
 import os
 import re
-import subprocess
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"dev": "150 MB (560 MB on disk)", "bench": "130 MB (480 MB on disk)"}
@@ -29,15 +29,16 @@ and say make TORCH_INDEX=URL, with the CPU wheel index named on pytorch.org."""
 def working_torch() -> str:
     """Return the version of this Python's torch, or nothing where it does not work or is older than 2.9."""
     code = "import torch; torch.ones(1) + 1; print(torch.__version__)"
-    version = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    version = run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
     number = re.match(r"(\d+)\.(\d+)(\.0a)?", version)  # 2.9.0a0 comes before 2.9
     return version if number and (int(number[1]), int(number[2]), not number[3]) >= (2, 9, True) else ""
 
 
 def call(*command: str) -> None:
     """Run a command, show its errors and large downloads, and end where it fails."""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        for line in filter(re.compile(r"\s*Downloading .* MB\)").match, process.stdout):
+    show = re.compile(r"\s*(downloading .* MB\)|error)", re.IGNORECASE).match
+    with Popen(command, cwd=ROOT, stdout=PIPE, stderr=STDOUT, text=True) as process:
+        for line in filter(show, process.stdout):
             print(line.rstrip(), flush=True)
     if process.returncode:
         sys.exit("The environment is not ready: the lines above say why; build/setup.log has all of pip's.")
