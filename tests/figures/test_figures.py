@@ -36,25 +36,14 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
-def a_history(epochs: int = 6, *, validation: bool = True, test: bool = True) -> History:
-    return History(
-        tuple(
-            Epoch(
-                epoch=number,
-                step=10 * number,
-                lr=0.1 / number,
-                train_loss=2 / number,
-                train_accuracy=1 - 0.7 / number,
-                images_per_second=100.0,
-                train_seconds=5.0 * number,
-                validation_loss=2.1 / number if validation else None,
-                validation_accuracy=0.98 - 0.7 / number if validation else None,
-                test_loss=2.2 / number if test else None,
-                test_accuracy=0.97 - 0.7 / number if test else None,
-            )
-            for number in range(1, epochs + 1)
-        )
-    )
+def a_history(epochs: int = 6, *, parts: tuple[str, ...] = ("validation", "test")) -> History:
+    def epoch(n: int) -> Epoch:
+        scores = {"validation_loss": 2.1 / n, "validation_accuracy": 0.98 - 0.7 / n}
+        scores |= {"test_loss": 2.2 / n, "test_accuracy": 0.97 - 0.7 / n}
+        measured = {name: value for name, value in scores.items() if name.split("_")[0] in parts}
+        return Epoch(n, 10 * n, 0.1 / n, 2 / n, 1 - 0.7 / n, 100.0, 5.0 * n, **measured)
+
+    return History(tuple(map(epoch, range(1, epochs + 1))))
 
 
 def a_finding(**changes: object) -> LRFinding:
@@ -89,15 +78,15 @@ def some_images(count: int, channels: int = 3, height: int = 32, width: int = 32
 def some_samples(parts: tuple[Augmentation, ...], images: Tensor) -> dict[str, Tensor]:
     generator, (height, width) = torch.Generator().manual_seed(2), tuple(images.shape[2:])
     samples = {"images": images, "labels": torch.arange(len(images)) % len(CLASSES)}
-    for place, part in enumerate(parts):
-        samples[f"draws_{place}"] = part.sample(
+    for number, part in enumerate(parts):
+        samples[f"draws_{number}"] = part.sample(
             torch.arange(len(images)), height, width, lambda _: generator, 0
         )
         height, width = part.output_size(height, width)
     return samples
 
 
-def kept(evaluation: Evaluation, **shape: int) -> tuple[Tensor, Tensor]:
+def kept_images(evaluation: Evaluation, **shape: int) -> tuple[Tensor, Tensor]:
     """Return some images and their indices, in an order that is not that of the losses."""
     indices = evaluation.mistakes.flip(0)
     return some_images(len(indices), **shape), indices
@@ -108,8 +97,7 @@ def maps_of(evaluation: Evaluation, count: int, *, empty: tuple[int, ...] = ()) 
     worst = evaluation.mistakes[:count]
     predicted = torch.rand(len(worst), 8, 8, generator=generator)
     true = 0.5 * torch.rand(len(worst), 8, 8, generator=generator)
-    for place in empty:
-        true[place] = 0
+    true[list(empty)] = 0
     return (
         Heatmaps("layer2", predicted, evaluation.predictions[worst]),
         Heatmaps("layer2", true, evaluation.labels[worst]),
@@ -125,8 +113,8 @@ def tiles_of(figure: Figure) -> list[np.ndarray]:
 
 
 def line(axes: Axes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    (found,) = [line for line in axes.lines if line.get_label() == name]
-    return np.asarray(found.get_xdata(), float), np.asarray(found.get_ydata(), float)
+    (curve,) = [line for line in axes.lines if line.get_label() == name]
+    return np.asarray(curve.get_xdata(), float), np.asarray(curve.get_ydata(), float)
 
 
 def as_array(image: Tensor) -> np.ndarray:
@@ -139,13 +127,13 @@ LONG = ("a name of a class that is far too long to be written out", "ok", "$x$ a
 
 def gradcam_of(evaluation: Evaluation, count: int = 8, **shape: int) -> Figure:
     maps = maps_of(evaluation, count, empty=(1,))
-    return gradcam(evaluation, *kept(evaluation, **shape), *maps, count=count)
+    return gradcam(evaluation, *kept_images(evaluation, **shape), *maps, count=count)
 
 
 EVERY: dict[str, Callable[[], Figure]] = {
     "curves": lambda: learning_curves(a_history(24), Cycle(0.4, 0.004, 240, 49)),
     "curves of one epoch": lambda: learning_curves(a_history(1)),
-    "curves without a schedule": lambda: learning_curves(a_history(3, validation=False, test=False)),
+    "curves without a schedule": lambda: learning_curves(a_history(3, parts=())),
     "finder": lambda: lr_finder(a_finding()),
     "finder, rates at the ends": lambda: lr_finder(a_finding(min_lr=1e-4, peak_lr=1.0)),
     "finder, both rates equal": lambda: lr_finder(a_finding(min_lr=0.01, peak_lr=0.01)),
@@ -153,14 +141,14 @@ EVERY: dict[str, Callable[[], Figure]] = {
     "confusion": lambda: confusion(an_evaluation()),
     "confusion of two": lambda: confusion(an_evaluation(("good", LONG[0]))),
     "confusion of awkward names": lambda: confusion(an_evaluation(LONG)),
-    "misclassified": lambda: misclassified(an_evaluation(), *kept(an_evaluation())),
+    "misclassified": lambda: misclassified(an_evaluation(), *kept_images(an_evaluation())),
     "misclassified, awkward names": lambda: misclassified(
-        an_evaluation(LONG, sure=1.0), *kept(an_evaluation(LONG, sure=1.0))
+        an_evaluation(LONG, sure=1.0), *kept_images(an_evaluation(LONG, sure=1.0))
     ),
-    "misclassified, one": lambda: misclassified(an_evaluation(), *kept(an_evaluation()), count=1),
+    "misclassified, one": lambda: misclassified(an_evaluation(), *kept_images(an_evaluation()), count=1),
     "gradcam": lambda: gradcam_of(an_evaluation()),
     "gradcam, awkward names": lambda: gradcam_of(an_evaluation(LONG, sure=1.0), 3),
-    "no mistakes": lambda: misclassified(an_evaluation(sure=60.0), *kept(an_evaluation(sure=60.0))),
+    "no mistakes": lambda: misclassified(an_evaluation(sure=60.0), *kept_images(an_evaluation(sure=60.0))),
 }
 
 
@@ -198,12 +186,15 @@ def test_nothing_is_cut_off_and_no_two_words_overlap(name: str) -> None:
     assert not overlapping
 
 
-def test_a_figure_is_the_same_file_every_time_and_150_dots_an_inch() -> None:
-    first, second = (to_png(lr_finder(a_finding())) for _ in range(2))
-    assert first == second
-    with Image.open(io.BytesIO(first)) as image:
-        across, down = lr_finder(a_finding()).get_size_inches()
+def test_a_figure_is_the_same_file_every_time_and_150_dots_an_inch_and_a_notebook_shows_it() -> None:
+    figure = lr_finder(a_finding())
+    across, down = figure.get_size_inches()
+    assert to_png(figure) == to_png(lr_finder(a_finding()))
+    with Image.open(io.BytesIO(to_png(figure))) as image:
         assert image.size == (round(150 * across), round(150 * down))
+    bundle, metadata = figure._repr_mimebundle_()  # type: ignore[attr-defined]
+    assert bundle["image/png"] == to_png(figure)
+    assert metadata["image/png"]["width"] == round(96 * across)
 
 
 def test_the_users_own_settings_change_nothing_and_are_left_alone() -> None:
@@ -213,13 +204,6 @@ def test_the_users_own_settings_change_nothing_and_are_left_alone() -> None:
         before = dict(matplotlib.rcParams)
         assert to_png(confusion(an_evaluation())) == plain
         assert dict(matplotlib.rcParams) == before
-
-
-def test_a_notebook_shows_a_figure_by_itself_at_its_size_in_inches() -> None:
-    figure = lr_finder(a_finding())
-    bundle, metadata = figure._repr_mimebundle_()  # type: ignore[attr-defined]
-    assert bundle["image/png"] == to_png(figure)
-    assert metadata["image/png"]["width"] == round(96 * figure.get_figwidth())
 
 
 def test_no_figure_needs_pyplot() -> None:
@@ -245,7 +229,7 @@ def test_learning_curves_name_what_was_measured_and_draw_nothing_else() -> None:
     everything = words_of(learning_curves(a_history(6), label_smoothing=0.2))
     assert f"test {a_history(6).epochs[-1].test_accuracy:.2%}" in everything
     assert any("label smoothing (0.2)" in words for words in everything)
-    bare = learning_curves(a_history(4, validation=False, test=False))
+    bare = learning_curves(a_history(4, parts=()))
     for axes in bare.axes[:2]:
         labels = {str(line.get_label()) for line in axes.lines}
         assert {label for label in labels if not label.startswith("_")} == {"train"}
@@ -256,27 +240,30 @@ def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked()
     epochs = list(a_history(5))
     epochs[2] = dataclasses.replace(epochs[2], test_loss=None, test_accuracy=None)
     axes = learning_curves(History(tuple(epochs))).axes[0]
-    places, values = line(axes, "test")
-    assert places.tolist() == [1, 2, 4, 5] and np.isfinite(values).all()
+    measured, values = line(axes, "test")
+    assert measured.tolist() == [1, 2, 4, 5] and np.isfinite(values).all()
     markers = {drawn.get_label(): drawn.get_marker() for drawn in axes.lines}
     assert (markers["test"], markers["train"]) == ("o", "")
 
 
-def test_the_rate_is_drawn_for_each_step_and_meets_the_history_at_each_epochs_end() -> None:
+def test_the_rate_is_drawn_for_each_step_or_for_each_epochs_last() -> None:
     schedule = Cycle(0.4, 0.004, 60, 19)
-    places, rates = line(learning_curves(a_history(6), schedule).axes[2], "learning rate")
+    epochs, rates = line(learning_curves(a_history(6), schedule).axes[2], "learning rate")
     assert rates.tolist() == [schedule(step) for step in range(60)]
-    assert places[9] == 1.0 and places[-1] == 6.0 and places[int(rates.argmax())] == 2.0
+    assert epochs[9] == 1.0 and epochs[-1] == 6.0 and epochs[int(rates.argmax())] == 2.0
+    epochs, rates = line(learning_curves(a_history(3)).axes[2], "learning rate")
+    assert (epochs.tolist(), rates.tolist()) == ([1, 2, 3], a_history(3).column("lr"))
 
 
-def test_without_a_schedule_the_rate_is_that_of_each_epochs_last_step() -> None:
-    places, rates = line(learning_curves(a_history(3)).axes[2], "learning rate")
-    assert (places.tolist(), rates.tolist()) == ([1, 2, 3], a_history(3).column("lr"))
-
-
-def test_no_epoch_has_no_curves() -> None:
+def test_what_cannot_be_drawn_is_refused() -> None:
+    samples, evaluation = some_samples(PARTS, some_images(2)), an_evaluation()
+    del samples["draws_1"]
     with pytest.raises(InputError, match="no learning curves"):
         learning_curves(History())
+    with pytest.raises(InputError, match="lack draws_1"):
+        augmentations(samples, PARTS, MEAN, STD, CLASSES)
+    with pytest.raises(InputError, match="4 mistakes need as many maps, not 3 and 3"):
+        gradcam(evaluation, *kept_images(evaluation), *maps_of(evaluation, 3), count=4)
 
 
 def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
@@ -327,6 +314,7 @@ def test_augmentations_say_what_was_drawn() -> None:
     assert {"top 3, left 7", "top 0, left 8", "flipped", "not flipped", "airplane", "automobile"} <= words
     assert {"Original", "Crop", "FlipLR", "Cutout", "padding reflect"} <= words
     assert caption(("angle",), [1]) == "angle 1"
+    assert len(tiles_of(augmentations(samples, (), MEAN, STD, CLASSES))) == 2
 
 
 def test_a_replayed_image_is_normalised_once_even_by_two_cutouts() -> None:
@@ -337,18 +325,6 @@ def test_a_replayed_image_is_normalised_once_even_by_two_cutouts() -> None:
     for number, part in enumerate(parts):
         seen = part.apply(seen, samples[f"draws_{number}"])
     assert torch.equal(normalise(last, MEAN, STD)[seen != 0], seen[seen != 0])
-
-
-def test_samples_without_their_draws_are_named() -> None:
-    samples = some_samples(PARTS, some_images(2))
-    del samples["draws_1"]
-    with pytest.raises(InputError, match="lack draws_1"):
-        augmentations(samples, PARTS, MEAN, STD, CLASSES)
-
-
-def test_no_augmentation_shows_the_originals() -> None:
-    figure = augmentations(some_samples((), some_images(2)), (), MEAN, STD, CLASSES)
-    assert len(tiles_of(figure)) == 2
 
 
 @pytest.mark.parametrize("size", [28, 48, 300])
@@ -362,10 +338,9 @@ def test_grey_images_of_any_size_are_shown_in_their_own_proportions(size: int) -
     original, cropped = (axes.get_position().width for axes in (figure.axes[0], figure.axes[2]))
     assert cropped / original == pytest.approx((size - 4) / size)
     evaluation = an_evaluation()
-    figure = misclassified(evaluation, *kept(evaluation, channels=1, height=size, width=2 * size))
-    place = figure.axes[0].get_position()
-    across, down = figure.get_size_inches()
-    assert place.width * across == pytest.approx(2 * place.height * down)
+    figure = misclassified(evaluation, *kept_images(evaluation, channels=1, height=size, width=2 * size))
+    box, (across, down) = figure.axes[0].get_position(), figure.get_size_inches()
+    assert box.width * across == pytest.approx(2 * box.height * down)
 
 
 def cells(figure: Figure) -> dict[tuple[int, int], str]:
@@ -409,7 +384,7 @@ def test_many_classes_leave_the_numbers_out(classes: int, written: bool) -> None
 
 def test_misclassified_shows_the_worst_first_each_with_its_own_image() -> None:
     evaluation = an_evaluation(sure=1.5)
-    images, indices = kept(evaluation)
+    images, indices = kept_images(evaluation)
     figure = misclassified(evaluation, images, indices, count=12)
     tiles = tiles_of(figure)
     assert len(tiles) == 12
@@ -423,7 +398,7 @@ def test_misclassified_shows_the_worst_first_each_with_its_own_image() -> None:
 
 def test_a_mistake_without_a_kept_image_is_passed_over() -> None:
     evaluation = an_evaluation()
-    images, indices = kept(evaluation)
+    images, indices = kept_images(evaluation)
     others = indices != evaluation.mistakes[0]
     figure = misclassified(evaluation, images[others], indices[others], count=4)
     assert len(tiles_of(figure)) == 4 and f"#{evaluation.mistakes[0]}" not in words_of(figure)
@@ -433,7 +408,7 @@ def test_a_mistake_without_a_kept_image_is_passed_over() -> None:
 
 def test_no_mistakes_are_words_and_no_picture() -> None:
     evaluation = an_evaluation(sure=60.0)
-    images, indices = kept(evaluation)
+    images, indices = kept_images(evaluation)
     nothing = Heatmaps("layer2", torch.zeros(0, 8, 8), indices)
     for figure in (
         misclassified(evaluation, images, indices),
@@ -446,31 +421,25 @@ def test_no_mistakes_are_words_and_no_picture() -> None:
 
 def test_gradcam_lays_both_maps_over_the_image_on_one_scale() -> None:
     evaluation = an_evaluation()
-    images, indices = kept(evaluation)
+    images, indices = kept_images(evaluation)
     predicted, true = maps_of(evaluation, 4)
     figure = gradcam(evaluation, images, indices, predicted, true, count=4)
     tiles = tiles_of(figure)
     assert len(tiles) == 4 * 3 + 1  # and the scale
-    for place, index in enumerate(evaluation.mistakes[:4].tolist()):
+    for number, index in enumerate(evaluation.mistakes[:4].tolist()):
         image = as_array(images[indices.tolist().index(index)])
-        strongest = max(predicted.maps[place].max(), true.maps[place].max())
-        assert np.array_equal(tiles[3 * place], image)
-        assert np.array_equal(tiles[3 * place + 1], overlay(image, predicted.maps[place] / strongest))
-        assert np.array_equal(tiles[3 * place + 2], overlay(image, true.maps[place] / strongest))
+        strongest = max(predicted.maps[number].max(), true.maps[number].max())
+        assert np.array_equal(tiles[3 * number], image)
+        assert np.array_equal(tiles[3 * number + 1], overlay(image, predicted.maps[number] / strongest))
+        assert np.array_equal(tiles[3 * number + 2], overlay(image, true.maps[number] / strongest))
     assert any("layer2, 8×8" in words for words in words_of(figure))
 
 
 def test_a_map_without_evidence_is_words_and_no_picture() -> None:
     evaluation = an_evaluation()
-    figure = gradcam(evaluation, *kept(evaluation), *maps_of(evaluation, 4, empty=(0, 2)), count=4)
+    figure = gradcam(evaluation, *kept_images(evaluation), *maps_of(evaluation, 4, empty=(0, 2)), count=4)
     assert words_of(figure).count("no positive\nevidence") == 2
     assert len(tiles_of(figure)) == 4 * 3 + 1 - 2
-
-
-def test_maps_that_do_not_belong_to_the_mistakes_are_refused() -> None:
-    evaluation = an_evaluation()
-    with pytest.raises(InputError, match="4 mistakes need as many maps, not 3 and 3"):
-        gradcam(evaluation, *kept(evaluation), *maps_of(evaluation, 3), count=4)
 
 
 def test_no_evidence_leaves_a_pixel_grey_and_the_strongest_colours_it() -> None:

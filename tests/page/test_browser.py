@@ -39,36 +39,28 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-class Watched:
-    """A tab, and whatever it said or asked for."""
-
-    def __init__(self, tab: Any) -> None:
-        self.tab = tab
-        self.heard: list[str] = []
-        tab.on("console", lambda message: self.heard.append(f"console: {message.text}"))
-        tab.on("pageerror", lambda error: self.heard.append(f"error: {error}"))
-        tab.on("dialog", lambda dialog: (self.heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        tab.on(
-            "request",
-            lambda request: (
-                self.heard.append(f"request: {request.url[:60]}")
-                if not request.url.startswith(("file:", "data:"))
-                else None
-            ),
-        )
+def watch(tab: Any) -> list[str]:
+    """Return a list that fills with whatever a tab says or asks for."""
+    heard: list[str] = []
+    tab.on("console", lambda message: heard.append(f"console: {message.text}"))
+    tab.on("pageerror", lambda error: heard.append(f"error: {error}"))
+    tab.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    tab.on("request", lambda request: heard.append(f"request: {request.url[:60]}"))
+    return heard
 
 
 @pytest.fixture
 def page(browser: Any, written: tuple[Path, Evaluation]) -> Iterator[Any]:
     """Open the page; in the end nothing may have been said, asked for or gone wrong."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    watched = Watched(context.new_page())
-    watched.tab.goto(written[0].as_uri())
-    watched.tab.wait_for_selector("html.ready")
-    watched.tab.wait_for_selector("#gallery li")
-    yield watched.tab
+    tab = context.new_page()
+    heard = watch(tab)
+    tab.goto(written[0].as_uri())
+    tab.wait_for_selector("html.ready")
+    tab.wait_for_selector("#gallery li")
+    yield tab
     context.close()
-    assert watched.heard == []
+    assert [words for words in heard if not words.startswith(("request: file:", "request: data:"))] == []
 
 
 def shown(tab: Any) -> list[int]:

@@ -54,7 +54,8 @@ def misclassified(evaluation: Evaluation, images: Tensor, indices: Tensor, count
         x, y = MARGIN + number % columns * (width + gap), head + number // columns * row
         sheet.tile(x, y, width, height, as_picture(images[kept]))
         predicted, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
-        _write_class(sheet, x, y + height + 0.07, width, evaluation, index, predicted, VERMILLION)
+        answer = _class(evaluation, index, predicted, width)
+        sheet.write(x, y + height + 0.07, answer, size=SMALL, color=VERMILLION)
         name = fitted(evaluation.classes[true], width - width_of(f"#{index}", _TINY) - 0.06, SMALL)
         sheet.write(x, y + height + 0.24, name, size=SMALL, color=BLUE)
         sheet.write(x + width, y + height + 0.255, f"#{index}", size=_TINY, color=MUTED, ha="right")
@@ -107,7 +108,8 @@ def gradcam(
         strongest = max(float(heat.amax()) for heat, _, _ in pair)
         for heat, label, colour in pair:
             x += width + gap
-            _write_class(sheet, x, y + height + 0.06, width, evaluation, index, label, colour)
+            words = _class(evaluation, index, label, width)
+            sheet.write(x, y + height + 0.06, words, size=SMALL, color=colour)
             if float(heat.amax()) > 0:
                 sheet.tile(x, y, width, height, overlay(image, heat / strongest))
             else:
@@ -146,20 +148,10 @@ def _worst(evaluation: Evaluation, indices: Tensor, count: int) -> list[tuple[in
     return [(index, kept[index]) for index in evaluation.mistakes.tolist() if index in kept][:count]
 
 
-def _write_class(
-    sheet: Sheet,
-    x: float,
-    y: float,
-    width: float,
-    evaluation: Evaluation,
-    index: int,
-    label: int,
-    colour: str,
-) -> None:
-    """Write a class and its probability; a long name is shortened, the number never."""
+def _class(evaluation: Evaluation, index: int, label: int, width: float) -> str:
+    """Return a class with its probability for an image; a long name is shortened, the number never."""
     share = f" ({_percent(float(evaluation.probabilities[index, label]))})"
-    name = fitted(evaluation.classes[label], width - width_of(share, SMALL), SMALL)
-    sheet.write(x, y, name + share, size=SMALL, color=colour)
+    return fitted(evaluation.classes[label], width - width_of(share, SMALL), SMALL) + share
 
 
 def _percent(share: float) -> str:

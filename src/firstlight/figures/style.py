@@ -30,30 +30,23 @@ MARGIN = 0.3
 
 # A folder name with two dollar signs is no formula.
 _STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
     "font.size": BODY,
     "text.color": INK,
     "text.parse_math": False,
     "axes.edgecolor": FAINT,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": BODY,
     "axes.grid.axis": "y",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": BODY,
-    "ytick.labelsize": BODY,
     "ytick.major.size": 0.0,
     "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from firstlight.data.images import DataFacts
 from firstlight.errors import InputError
 from firstlight.figures.augmentations import Step
 from firstlight.machine.clock import duration
@@ -31,7 +31,6 @@ from firstlight.record.suspects import TrainingSuspects
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
-_SCRIPTS = ("page.js", "gallery.js", "charts.js")
 _T = TypeVar("_T")
 
 
@@ -63,7 +62,7 @@ class PageData:
     recipe: Recipe
     summary: Summary
     environment: Mapping[str, Any]
-    classes: tuple[str, ...]
+    data: DataFacts | None
     history: History
     schedule: Callable[[int], float] | None
     finding: LRFinding | None
@@ -96,7 +95,7 @@ class PageData:
             recipe=record.recipe,
             summary=record.summary,
             environment=section("environment", lambda: record.environment, {}),
-            classes=section("environment", lambda: record.data.classes, ()),
+            data=section("environment", lambda: record.data, None),
             history=section("history", lambda: record.history, History()),
             schedule=section("history", lambda: record.schedule, None),
             finding=section("finding", lambda: record.finding, None),
@@ -109,6 +108,7 @@ class PageData:
         )
 
     def sentences(self) -> list[str]:
+        """Return what is confused, whether the confidence can be trusted, and what to try next."""
         return sentences(self.answers.evaluation, self.history, self.recipe) if self.answers else []
 
     def settings(self) -> dict[str, Any]:
@@ -139,43 +139,34 @@ class PageData:
 
     def script_data(self) -> dict[str, Any]:
         """Return what the scripts read."""
+        answers, data = self.answers, self.data
         return {
-            **(self.answers.script_data() if self.answers else {}),
+            "columns": payload.COLUMNS,
+            "size": data and data.shape[1:],
+            "classes": data and data.classes,
+            "items": answers and answers.items,
+            "suspects": answers and answers.suspects,
+            "calibration": answers and [vars(each) for each in answers.evaluation.calibration().bins],
             "heat": self.heat,
             "curves": payload.curves(self.history, self.schedule) if len(self.history) else None,
-            "finder": payload.finder(self.finding) if self.finding else None,
+            "finder": self.finding and payload.finder(self.finding),
         }
 
 
 def write_page(record: Record) -> Page:
     """Write report.html from a run's record; what its folder lacks is named on the page."""
-    page = PageData.of(record)
-    assets = resources.files("firstlight.page") / "assets"
-    style, *scripts = (
-        Markup((assets / name).read_text(encoding="utf-8")) for name in ("page.css", *_SCRIPTS)
-    )
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
-        f"script-src {' '.join(map(_hash, scripts))}; base-uri 'none'; form-action 'none'"
-    )
-    json = Markup(_as_script(page.script_data()))
-    template = _templates().get_template("page.html")
-    text = template.render(page=page, policy=Markup(policy), style=style, scripts=scripts, json=json)
+    text = _templates().get_template("page.html").render(page=PageData.of(record))
     record.folder.write(REPORT, text)
     return Page(record.path / REPORT)
 
 
-def _hash(text: str) -> str:
+def _asset(name: str) -> Markup:
+    return Markup((resources.files("firstlight.page") / "assets" / name).read_text(encoding="utf-8"))
+
+
+def _hash(text: str) -> Markup:
     """Return the hash by which the page's policy lets a style or a script through."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _as_script(values: Mapping[str, Any]) -> str:
-    """Write JSON that no browser reads as the end of a script or as markup."""
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
 def _templates() -> Environment:
@@ -186,13 +177,15 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals.update(zip=zip, shown_suspects=payload.shown_suspects)
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    templates.globals.update(asset=_asset, zip=zip, shown_suspects=payload.shown_suspects)
     templates.filters.update(
         percent=_known("{:.2%}".format, "not measured"),
         duration=_known(duration, "not measured"),
         count=_known("{:,.0f}".format, "unknown"),
         rate=_known("{:g}".format, "open"),
         setting=setting,
+        hash=_hash,
         quoted=shlex.quote,
         picture=lambda image: payload.sheet(image[None], 1),
     )

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 from firstlight.data.augment import normalise
 from firstlight.errors import InputError
 from firstlight.figures.augmentations import Step, replay
-from firstlight.insight.calibration import Calibration
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.suspects import suspects
@@ -34,53 +32,35 @@ MOST_LISTED = 5000
 """Mistakes that the page lists; all of them are in mistakes.csv."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answers:
     """What the network answers on the test images.
 
     items: by name, a value an image: the mistakes, the highest loss first, then right answers with an image.
-    sheet: the images as one picture, where there are any; tiles: how many, and size: their (height, width).
+    sheet: the images as one picture, where there are any; indices: of its tiles in the test set.
     suspects: positions of items, the most doubtful label first; suspect_count: wrong labels, estimated.
     """
 
     evaluation: Evaluation
     items: Mapping[str, list[Any]]
     sheet: str | None
-    tiles: int
-    size: tuple[int, int]
+    indices: Tensor
     suspects: list[int]
     suspect_count: int
 
-    @cached_property
-    def calibration(self) -> Calibration:
-        return self.evaluation.calibration()
-
     def extent(self) -> str:
         """Say which images the page has and which it leaves out."""
-        wrong = len(self.evaluation.mistakes)
+        wrong, right = len(self.evaluation.mistakes), self.evaluation.right
         listed = min(wrong, MOST_LISTED)
         with_image = sum(tile >= 0 for tile in self.items["tile"][:listed])
-        right = len(self.items["tile"]) - listed
-        words = f"All {wrong:,} mistakes are here"
-        if listed < wrong:
-            words = f"The {listed:,} worst of {wrong:,} mistakes are here"
+        words = (
+            f"All {wrong:,} mistakes" if listed == wrong else f"The {listed:,} worst of {wrong:,} mistakes"
+        )
+        words += " are here"
         if with_image < listed:
-            words += (
-                f", the {with_image:,} of the highest loss with an image"
-                if with_image
-                else ", without images"
-            )
-        return f"{words}, and {right:,} of {self.evaluation.right:,} right answers to compare them with."
-
-    def script_data(self) -> dict[str, Any]:
-        return {
-            "classes": self.evaluation.classes,
-            "columns": COLUMNS,
-            "size": self.size,
-            "items": self.items,
-            "suspects": self.suspects,
-            "calibration": [vars(each) for each in self.calibration.bins],
-        }
+            words += f", {with_image:,} with an image" if with_image else ", without images"
+        compared = len(self.items["tile"]) - listed
+        return f"{words}, and {compared:,} of {right:,} right answers to compare them with."
 
 
 def answers(
@@ -92,18 +72,15 @@ def answers(
     """
     if evaluation is None:
         return None
-    sheet, indices, size = None, torch.zeros(0, dtype=torch.int64), (1, 1)
-    if images is not None:
-        sheet, indices = sheet_within(*images)
-        size = (images[0].shape[2], images[0].shape[3])
+    sheet, indices = (None, torch.zeros(0, dtype=torch.int64)) if images is None else sheet_within(*images)
     items = _items(evaluation, names, indices)
     ranking = suspects(evaluation.labels, evaluation.probabilities)
     # The estimate is cautious, so a few more of the ranking are shown, where prediction and label differ.
-    position = {index: number for number, index in enumerate(items["index"])}
     wrong = (evaluation.predictions != evaluation.labels)[ranking.order]
     doubtful = ranking.order[wrong][: shown_suspects(ranking.count)].tolist()
+    position = {index: number for number, index in enumerate(items["index"])}
     shown = [position[index] for index in doubtful if index in position]
-    return Answers(evaluation, items, sheet, len(indices), size, shown, ranking.count)
+    return Answers(evaluation, items, sheet, indices, shown, ranking.count)
 
 
 def shown_suspects(estimated: int) -> int:
@@ -171,16 +148,14 @@ def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
 
     bytes: both maps of each image on their native grid; 255 is the strongest evidence in the pair.
     """
-    if answers is None or record.kept_images is None:
+    kept = record.kept_images
+    if answers is None or kept is None:
         return None
-    images, indices = record.kept_images
     evaluation, data = answers.evaluation, record.data
-    worst = evaluation.mistakes[: min(answers.tiles, KEPT_MISTAKES)]
-    if not torch.equal(indices[: len(worst)], worst):
-        raise InputError("the kept images are not those of the mistakes")
-    if not len(worst):
-        return None
-    inputs = normalise(images[: len(worst)], data.mean, data.std)
+    worst = evaluation.mistakes[: min(len(answers.indices), KEPT_MISTAKES)]
+    if not len(worst) or not torch.equal(answers.indices[: len(worst)], worst):
+        raise InputError("this run keeps no images of mistakes")
+    inputs = normalise(kept[0][: len(worst)], data.mean, data.std)
     pair = gradcam_pair(record.model, inputs, evaluation.predictions[worst], evaluation.labels[worst])
     maps = torch.stack([heatmaps.maps for heatmaps in pair], 1)
     strongest = maps.flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)
@@ -211,13 +186,9 @@ def curves(history: History, schedule: Callable[[int], float] | None) -> dict[st
 
 def finder(finding: LRFinding) -> dict[str, Any]:
     """Return the curve of a range test with the two rates."""
-    return {
-        "rates": finding.rates,
-        "losses": _finite(finding.losses),
-        "smoothed": _finite(finding.smoothed),
-        "min": finding.min_lr,
-        "peak": finding.peak_lr,
-    }
+    losses, smoothed = _finite(finding.losses), _finite(finding.smoothed)
+    marks = {"min": finding.min_lr, "peak": finding.peak_lr}
+    return {"rates": finding.rates, "losses": losses, "smoothed": smoothed, **marks}
 
 
 def film(record: Record) -> list[Step]:
