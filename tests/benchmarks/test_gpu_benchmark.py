@@ -83,7 +83,7 @@ def test_every_recipe_has_a_toy_size(name: str) -> None:
     recipe = gpu_worker.toy(named(name))
     train, test = recipe.data.load(None)
     assert (len(train), len(test)) == (60, 40) and recipe.epochs == 2
-    assert recipe.peak_lr is not None and recipe.min_lr is not None
+    assert recipe.schedule.peak_lr is not None and recipe.schedule.min_lr is not None
     assert recipe.optimizer == named(name).optimizer and recipe.augment == named(name).augment
 
 
