@@ -124,12 +124,12 @@ def rightly_classified(run: Run) -> tuple[Tensor, ImageSet]:
     """Return the test images that the run's network gets right, normalised and as they are."""
     _, test = run.recipe.data.load()
     if test.digest != run.environment["data"]["test_sha256"]:
-        sys.exit(f"{run.folder.path} was tested on other images than are drawn today")
+        sys.exit(f"{run.path} was tested on other images than are drawn today")
     if test.masks is None:
-        sys.exit(f"the images of {run.folder.path} have no masks: give a run on shapes")
+        sys.exit(f"the images of {run.path} have no masks: give a run on shapes")
     chosen = test.subset(torch.nonzero(run.evaluation.predictions == test.labels).flatten())
     if not len(chosen):
-        sys.exit(f"the network of {run.folder.path} gets no image right")
+        sys.exit(f"the network of {run.path} gets no image right")
     return normalise(chosen.images, test.mean, test.std), chosen
 
 

@@ -28,10 +28,10 @@ from firstlight.training.optimizers import Muon
 class Nesterov(Muon):
     """The recipe's optimizer with ordinary Nesterov momentum for filters too, and weight decay on them.
 
-    filter_rate: a factor on the schedule's rate for filters; the other weights are trained as they were.
+    filter_lr_factor: on the schedule's rate, for filters; the other weights are trained as they were.
     """
 
-    filter_rate: float = 1.0
+    filter_lr_factor: float = 1.0
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
@@ -40,18 +40,18 @@ class Nesterov(Muon):
         filters = optimizer.param_groups[0]
         filters |= {
             "orthogonal": False,
-            "lr_factor": self.filter_rate,
+            "lr_factor": self.filter_lr_factor,
             "momentum": self.other_momentum,
-            "weight_decay": 5e-4 * self.filter_rate,
+            "weight_decay": 5e-4 * self.filter_lr_factor,
         }
         return optimizer
 
 
-def with_momentum(filter_rate: float) -> Change:
+def with_momentum(filter_lr_factor: float) -> Change:
     def changed(recipe: Recipe) -> Recipe:
         assert isinstance(recipe.optimizer, Muon)
         settings = dataclasses.asdict(recipe.optimizer)
-        return dataclasses.replace(recipe, optimizer=Nesterov(**settings, filter_rate=filter_rate))
+        return dataclasses.replace(recipe, optimizer=Nesterov(**settings, filter_lr_factor=filter_lr_factor))
 
     return changed
 

@@ -46,9 +46,8 @@ def score(job: Job) -> dict[str, float]:
     recipe, machine = job.recipe, job.machine
     assert job.validation is not None
     state = job.state()
-    schedule = job.schedule()
     for tick in fit(
-        state, job.batches, schedule, epochs=recipe.epochs, machine=machine, objective=recipe.objective
+        state, job.batches, job.schedule(), epochs=recipe.epochs, machine=machine, objective=recipe.objective
     ):
         if tick.epoch is not None:
             print(f"  {tick.epoch}", flush=True)

@@ -54,7 +54,7 @@ class Trainer:
         recipe, machine = dataclasses.replace(self.recipe, seed=seed), self.machine
         job = Job.with_images(self.train, self.test, recipe, machine)
         if self.step is None:
-            if recipe.schedule.peak_lr is None or recipe.schedule.min_lr is None:
+            if None in (recipe.schedule.peak_lr, recipe.schedule.min_lr):
                 self.finding = job.find_rates()
             self.state = job.state()
             if self.options.compile:
@@ -62,14 +62,14 @@ class Trainer:
             self.step = train_step if self.options.eager else choose_step(self.state, machine)
         else:
             restart(self.state, job.model)
-        state, schedule = self.state, job.schedule(self.finding)
+        state, rates = self.state, job.rates(self.finding)
         watch = Stopwatch(machine)
         watch.start()
         self._whiten()
         for tick in fit(
             state,
             job.batches,
-            schedule,
+            job.schedule(self.finding),
             epochs=recipe.epochs,
             machine=machine,
             objective=recipe.objective,
@@ -99,8 +99,8 @@ class Trainer:
             "test_high_95": high,
             "train_accuracy": last.train_accuracy,
             "train_loss": last.train_loss,
-            "peak_lr": schedule.peak_lr,
-            "min_lr": schedule.min_lr,
+            "peak_lr": rates.peak_lr,
+            "min_lr": rates.min_lr,
             "rates": "given" if self.finding is None else "found",
             "train_seconds": train_seconds,
             "tta_seconds": watch.seconds - train_seconds,
@@ -144,9 +144,15 @@ def toy(recipe: Any) -> Any:
     small = {"width": 4, "widths": (8, 16, 16), "stem": 8}
     names = {field.name for field in dataclasses.fields(recipe.model)}
     model = dataclasses.replace(recipe.model, **{key: small[key] for key in small if key in names})
-    changed = dataclasses.replace(recipe, data=Shapes(**TOY), model=model, batch_size=20, validation=0)
-    peak = recipe.schedule.peak_lr or 0.1
-    return changed.over(2).replace(peak_lr=peak, min_lr=recipe.schedule.min_lr or peak / 100)
+    schedule = recipe.schedule.with_rates(0.1, 0.001)
+    return recipe.over(2).replace(
+        data=Shapes(**TOY),
+        model=model,
+        batch_size=20,
+        validation=0,
+        peak_lr=schedule.peak_lr,
+        min_lr=schedule.min_lr,
+    )
 
 
 def airbench_worker() -> Callable[[int], dict[str, Any]]:
