@@ -71,10 +71,10 @@ types: install
 
 bench: install
 	@echo 'Benchmark scripts, for make bench SCRIPT=…:'
-	@find benchmarks -name '*.py' -exec grep -l __main__ {} + | sort | sed 's/^/  /'
+	@grep -l __main__ benchmarks/*/*.py | grep -v _worker | sed 's/^/  /'
 	@$(venv) tools/setup.py .venv-bench bench
 	$(heading) $(SCRIPT)
-	@.venv-bench/bin/python $(SCRIPT) $(ARGS)
+	@.venv-bench/bin/python -m $(subst /,.,$(SCRIPT:.py=)) $(ARGS)
 
 clean:
 	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache build dist

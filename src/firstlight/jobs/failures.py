@@ -13,6 +13,7 @@ import torch
 
 from firstlight.errors import RunFailed
 from firstlight.jobs.job import Job
+from firstlight.record.record import Record
 
 
 @contextlib.contextmanager
@@ -53,6 +54,17 @@ def terminable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def removed_unless_begun(record: Record) -> Iterator[None]:
+    """Remove a run folder where the job ends before its first step: nothing in it is worth keeping."""
+    try:
+        yield
+    except BaseException:
+        if not record.is_begun:
+            record.folder.remove(".")
+        raise
 
 
 @contextlib.contextmanager

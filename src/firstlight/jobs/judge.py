@@ -14,6 +14,7 @@ from firstlight.machine.clock import Stopwatch
 from firstlight.models.network import count_parameters
 from firstlight.record.record import Record
 from firstlight.record.summary import Summary
+from firstlight.training.history import Epoch
 from firstlight.training.state import TrainState
 
 
@@ -42,6 +43,16 @@ def numbers(job: Job, record: Record, state: TrainState) -> Summary:
         checkpoint_seconds=cost["checkpoint_seconds"],
         checkpoint_bytes=cost["checkpoint_bytes"],
     )
+
+
+def validated(epoch: Epoch, job: Job, state: TrainState) -> Epoch:
+    """Return the epoch with its scores on validation images, where there are some."""
+    if job.validation is None:
+        return epoch
+    scores = evaluate(state.trained, job.validation, job.machine)
+    if state.best is not None:
+        state.best.offer(state.trained, epoch.epoch, scores.accuracy)
+    return dataclasses.replace(epoch, validation_loss=scores.loss, validation_accuracy=scores.accuracy)
 
 
 def kept_network(state: TrainState, record: Record) -> nn.Module | None:

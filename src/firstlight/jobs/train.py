@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, overload
 
-from firstlight.insight.evaluation import evaluate
-from firstlight.jobs.failures import failures_explained, interruptible, terminable
+from firstlight.jobs.failures import failures_explained, interruptible, removed_unless_begun, terminable
 from firstlight.jobs.job import Job
-from firstlight.jobs.judge import judge, kept_network, numbers
+from firstlight.jobs.judge import judge, kept_network, numbers, validated
 from firstlight.jobs.progress import Progress, result_lines, say, silent
 from firstlight.jobs.resume import begun_record, check_unchanged, pinned
 from firstlight.jobs.seeds import Seeds, train_seeds
@@ -21,7 +20,6 @@ from firstlight.recipes.assignment import checklist
 from firstlight.record.record import FIGURES, REPORT, Record
 from firstlight.run import Run
 from firstlight.training.graph import choose_step
-from firstlight.training.history import Epoch
 from firstlight.training.loop import fit
 from firstlight.training.lr_finder import LRFinding
 from firstlight.training.state import TrainState
@@ -74,7 +72,7 @@ def train(
     job = Job.prepare(recipe, data, *pinned(begun, device, precision), determinism)
     check_unchanged(begun, job.environment(), log)
     run = Run((begun or Record.create(recipe.name, place)).folder)
-    with failures_explained(run.path, job), run.folder.lock(), terminable():
+    with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
         state, steps = job.state(), recipe.epochs * len(job.batches)
         for line in [*run.restore(state, steps), *job.describe(done=state.step)]:
             log(line)
@@ -101,16 +99,11 @@ def train(
 
 
 def _begin(job: Job, record: Record) -> LRFinding | None:
-    """Find the rates that the recipe leaves open, and make the folder a run; remove it where that fails."""
+    """Find the rates that the recipe leaves open, and make the folder a run."""
     schedule = job.recipe.schedule
-    try:
-        finding = job.find_rates() if schedule.peak_lr is None or schedule.min_lr is None else None
-        job.schedule(finding)  # or the rates do not fit together
-        record.begin(job.recipe, finding, job.environment(), job.samples())
-    except BaseException:
-        if not record.is_begun:
-            record.folder.remove(".")  # nothing is trained yet, so nothing is worth keeping
-        raise
+    finding = job.find_rates() if schedule.peak_lr is None or schedule.min_lr is None else None
+    job.schedule(finding)  # or the rates do not fit together
+    record.begin(job.recipe, finding, job.environment(), job.samples())
     return finding
 
 
@@ -134,7 +127,7 @@ def _fit(
             step=step,
         ):
             if tick.epoch is not None:
-                tick = dataclasses.replace(tick, epoch=_validated(tick.epoch, job, state))
+                tick = dataclasses.replace(tick, epoch=validated(tick.epoch, job, state))
             due = stopped() or time.monotonic() - saved >= 60 * minutes
             record.keep(tick, state, checkpoint=due)
             bar.update(tick)
@@ -142,13 +135,3 @@ def _fit(
                 saved = time.monotonic()
             if stopped() and tick.step < tick.steps:
                 return
-
-
-def _validated(epoch: Epoch, job: Job, state: TrainState) -> Epoch:
-    """Return the epoch with its scores on validation images, where there are some."""
-    if job.validation is None:
-        return epoch
-    scores = evaluate(state.trained, job.validation, job.machine)
-    if state.best is not None:
-        state.best.offer(state.trained, epoch.epoch, scores.accuracy)
-    return dataclasses.replace(epoch, validation_loss=scores.loss, validation_accuracy=scores.accuracy)
