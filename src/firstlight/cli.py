@@ -103,9 +103,7 @@ def _recipe(name: str, epochs: int | None, seed: int | None, pairs: Sequence[str
     metavar="LEVEL",
     help="draws: same order and augmentation everywhere; bits: same arithmetic too.",
 )
-@click.option(
-    "--resume", is_flag=True, help="Go on with an unfinished run; start a new one if there is none."
-)
+@click.option("--resume", is_flag=True, help="Continue an unfinished run; start a new one if there is none.")
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(min=0),
@@ -122,7 +120,10 @@ def train(
     resume: bool,
     **options: Any,
 ) -> None:
-    """Train a recipe: find the rates, train, evaluate, draw. Writes runs/RECIPE."""
+    """Train a recipe: find rates, train, evaluate, draw.
+
+    Writes the run folder runs/RECIPE, with a number behind it when that is taken.
+    """
     from firstlight.jobs.train import train
 
     train(_recipe(recipe, epochs, seed, settings), resume="auto" if resume else False, **options)
@@ -134,7 +135,7 @@ def train(
 def find_lr(
     recipe: str, epochs: int | None, seed: int | None, settings: Sequence[str], **options: Any
 ) -> None:
-    """Find the learning rates alone; train nothing, write nothing."""
+    """Run the learning-rate finder alone; write nothing."""
     from firstlight.jobs.find_lr import find_lr
 
     finding = find_lr(_recipe(recipe, epochs, seed, settings), **options)
@@ -147,7 +148,7 @@ def find_lr(
 @_on_data
 @_on_machine
 def evaluate(run: Path, **options: Any) -> None:
-    """Classify the test set again, and print the accuracy with its 95 % interval."""
+    """Measure the test accuracy again, with its 95 % interval."""
     from firstlight.run import open_run
 
     opened = open_run(run)
@@ -164,7 +165,7 @@ def evaluate(run: Path, **options: Any) -> None:
 @_the_run
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
 def predict(run: Path, images: Sequence[Path]) -> None:
-    """Classify image files: the three most probable classes of each."""
+    """Classify image files: three most probable classes each."""
     from firstlight.run import open_run
 
     predictions = open_run(run).predict(images)
@@ -177,7 +178,7 @@ def predict(run: Path, images: Sequence[Path]) -> None:
 @firstlight.command()
 @_the_run
 def report(run: Path) -> None:
-    """Draw the pictures and report.html again, from the run folder alone."""
+    """Draw pictures and report.html again, from the run folder."""
     from firstlight.run import open_run
 
     click.echo(open_run(run).report())
@@ -195,7 +196,10 @@ def report(run: Path) -> None:
     help="List so many of the changed images.",
 )
 def compare(before: Path, after: Path, count: int) -> None:
-    """Compare two runs: fixed, broken, still wrong, and whether that is more than noise."""
+    """Compare two runs image by image: is one better?
+
+    Counts images that are fixed, broken, still wrong, and tests whether the difference is more than noise.
+    """
     from firstlight.run import compare
 
     comparison = compare(before, after)
@@ -221,7 +225,10 @@ def compare(before: Path, after: Path, count: int) -> None:
 )
 @_on_machine
 def suspects(run: Path, **options: Any) -> None:
-    """Find label errors in the training set: train the recipe again on parts, judge the rest."""
+    """Find label errors in the training set.
+
+    Trains the recipe again on parts of the set, and judges the rest with networks that did not see it.
+    """
     from firstlight.jobs.suspects import suspects
     from firstlight.record.suspects import SUSPECTS_TABLE
     from firstlight.run import open_run
@@ -242,7 +249,7 @@ def suspects(run: Path, **options: Any) -> None:
 @firstlight.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the recipes, or show one: its network, and every setting with its key."""
+    """List the recipes, or show one with all its settings."""
     from firstlight.recipes import description, named, table
 
     purposes = table()
@@ -258,7 +265,10 @@ def recipes(name: str | None) -> None:
 @firstlight.command()
 @_on_data
 def doctor(data_dir: Path | None) -> int:
-    """Check the installation, the machine, the data and the disk; kill a tiny run and resume it."""
+    """Check installation, machine, data, disk and exact resume.
+
+    Kills a tiny run, resumes it, and compares the bits with those of a run that was left alone.
+    """
     from firstlight.jobs.doctor import examine, table
 
     checks = list(examine(data_dir))

@@ -17,7 +17,7 @@ from firstlight.data.batches import Batches
 from firstlight.errors import InputError
 from firstlight.machine.streams import seeded, stream
 from firstlight.training import lr_finder
-from firstlight.training.lr_finder import LRFinding, bracket, range_test, smooth
+from firstlight.training.lr_finder import LRFinding, RangeTest, bracket, smooth
 from firstlight.training.optimizers import SGD
 
 Curve = Callable[[float], float]
@@ -42,7 +42,7 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Callable[[Curve], LRFinding]:
             return torch.tensor(loss_at(lr), dtype=torch.float64)
 
         monkeypatch.setattr(lr_finder, "train_step", step)
-        return range_test(TinyNet(), batches(), SGD(), CPU)
+        return RangeTest()(TinyNet(), batches(), SGD(), CPU)
 
     return run
 
@@ -156,7 +156,7 @@ def test_smoothing_is_a_symmetric_mean() -> None:
 
 
 def test_on_a_network() -> None:
-    finding = range_test(TinyNet(), batches(), SGD(), CPU)
+    finding = RangeTest()(TinyNet(), batches(), SGD(), CPU)
     assert len(finding.rates) == len(finding.losses) == len(finding.smoothed)
     steps = np.diff(np.log10(finding.rates))
     assert steps == pytest.approx(np.full(len(steps), 1 / 20))
@@ -170,7 +170,7 @@ def test_on_a_network() -> None:
 def test_a_network_without_norms_loses_everything_and_ends_early() -> None:
     with seeded(0):
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Linear(32, 32), nn.Linear(32, 4))
-    finding = range_test(model, batches(), SGD(), CPU)
+    finding = RangeTest()(model, batches(), SGD(), CPU)
     assert len(finding.rates) < 101
     assert finding.peak_lr < finding.rates[-1]
 
@@ -187,14 +187,14 @@ def test_the_caller_is_left_alone() -> None:
     model.eval()
     model.conv.weight.grad = torch.ones_like(model.conv.weight)
     kept = digest(model.state_dict().values())
-    first = range_test(model, batches(), SGD(), CPU)
+    first = RangeTest()(model, batches(), SGD(), CPU)
     assert digest(model.state_dict().values()) == kept
     assert (model.conv.weight.grad == 1).all()
     assert [name for name, weight in model.named_parameters() if weight.grad is not None] == ["conv.weight"]
     assert not any(module.training for module in model.modules())
     assert global_random_states() == before
     torch.rand(1)
-    again = range_test(model, batches(), SGD(), CPU)
+    again = RangeTest()(model, batches(), SGD(), CPU)
     assert (again.losses, again.peak_lr, again.min_lr) == (first.losses, first.peak_lr, first.min_lr)
 
 

@@ -58,7 +58,7 @@ class Crop(Augmentation):
 
     size: side of the window, in pixels.
     pad: margin on each side, in pixels.
-    padding: "reflect" mirrors the image at its edge; "zero" pads with black.
+    padding: content of the margin, "reflect" (the image mirrored at its edge) or "zero" (black).
     """
 
     size: int
@@ -111,8 +111,8 @@ class Crop(Augmentation):
 class FlipLR(Augmentation):
     """Mirrors the image left to right, with probability one half.
 
-    alternate: toss the coin for the first epoch only, and mirror what was not mirrored in the epoch
-        before, so that two epochs show every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
+    alternate: mirror the images that were not mirrored in the epoch before. The coin is tossed for the first
+        epoch only, so two epochs show every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
     """
 
     alternate: bool = False

@@ -249,7 +249,9 @@ def make_shapes(
 class Shapes:
     """The drawn set as a source: `train` and `test` images that never overlap.
 
-    object_size: of the objects, in percent of the usual; see `make_shapes`.
+    train, test: number of images.
+    seed: of the drawings.
+    object_size: size of the objects, in percent of the usual; see `make_shapes`.
     """
 
     name: ClassVar[str] = "shapes"

@@ -33,8 +33,8 @@ def choose_step(state: TrainState, machine: Machine) -> Step:
 def steps_on(machine: Machine) -> str:
     """Say in words how a machine launches a training step, and why.
 
-    A graph holds sharpness-aware steps too, and weight averaging goes on beside it. Loss scaling does not fit:
-    the host decides whether to skip a step. Nor does `--determinism bits`: a captured step may use other
+    A graph holds sharpness-aware steps too, and weight averaging goes on beside it. Loss scaling does not
+    fit: the host decides whether to skip a step. Nor does `--determinism bits`: a captured step may use other
     kernels than one that is not captured.
     """
     reason = _misfit(machine)

@@ -63,6 +63,8 @@ LEAST_FALL = 0.02
 
 
 class Finder(Protocol):
+    """What finds the rates that a schedule leaves open: a frozen dataclass. It works on copies."""
+
     def __call__(
         self,
         model: nn.Module,
@@ -71,11 +73,28 @@ class Finder(Protocol):
         machine: Machine,
         *,
         objective: Objective = Objective(),
-    ) -> LRFinding: ...
+    ) -> LRFinding:
+        """Return LRMAX and LRMIN; raises InputError where it cannot tell them.
+
+        Weights, statistics and random state of the caller are left alone.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class RangeTest:
+    """The range test: a rate that rises from step to step, evenly in its logarithm.
+
+    The losses are smoothed symmetrically, so that the curve does not lag behind its rates. LRMIN is the rate
+    at which a tenth of the loss's fall is reached. LRMAX is the last rate before half of the fall is lost
+    again: there the curve is steepest, so noise moves the answer least. Two single losses in a row that lose
+    three quarters of the fall end it as well: training that leaps is unstable, even where the mean goes on
+    falling. Higher rates are not looked at: with batch norm the loss can fall again where no run is stable.
+
+    lowest: the first rate.
+    highest: the last rate, unless the test ends before.
+    """
+
     lowest: float = 1e-4
     highest: float = 10.0
 
@@ -88,76 +107,49 @@ class RangeTest:
         *,
         objective: Objective = Objective(),
     ) -> LRFinding:
-        return range_test(
-            model, batches, optimizer, machine, objective=objective, lowest=self.lowest, highest=self.highest
+        """Run the test on a copy; raises InputError where the loss never falls, or never rises again."""
+        start = time.perf_counter()
+        steps = 1 + round(math.log10(self.highest / self.lowest) * STEPS_PER_DECADE)
+        state = TrainState.create(copy.deepcopy(model), optimizer, machine)
+        state.model.train()
+        rates: list[float] = []
+        losses: list[float] = []
+        settled = round(5 * SMOOTHING_STEPS)  # so many steps later, smoothing no longer moves an index
+        with seeded(0, "range test"):  # for layers that draw from the global stream, such as dropout
+            for step, (images, labels) in zip(range(steps), _endless(batches), strict=False):
+                rate = self.lowest * (self.highest / self.lowest) ** (step / (steps - 1))
+                loss = float(train_step(state, images, labels, rate, objective, machine))
+                # An explosion counts as a loss of twice the first, or it would drown the rates before it.
+                ceiling = 2 * abs(losses[0]) if losses else loss
+                rates.append(rate)
+                losses.append(min(loss, ceiling) if math.isfinite(loss) else ceiling)
+                if not math.isfinite(loss):
+                    break
+                indices = bracket(smooth(losses), losses)
+                if indices is not None and indices[1] + settled < step:
+                    break
+        smoothed = smooth(losses)
+        indices = bracket(smoothed, losses)
+        if indices is None:
+            fell = bool(smoothed) and smoothed[0] - min(smoothed) > LEAST_FALL * abs(smoothed[0])
+            raise InputError(
+                "the learning-rate range test saw the loss fall up to its highest rate"
+                if fell
+                else "the learning-rate range test saw no rate at which the loss falls",
+                "Give the rates: --set peak_lr=… --set min_lr=…",
+            )
+        low, peak = indices
+        fall = f"from {smoothed[0]:.2f} to {min(smoothed[: peak + 1]):.2f}"
+        return LRFinding(
+            rates=tuple(rates),
+            losses=tuple(losses),
+            smoothed=tuple(smoothed),
+            peak_lr=_rounded(rates[peak]),
+            min_lr=_rounded(rates[low]),
+            peak_because=f"the highest rate before half or more of the loss's fall ({fall}) was lost again",
+            min_because="the rate at which the first tenth of that fall was reached",
+            seconds=time.perf_counter() - start,
         )
-
-
-def range_test(
-    model: nn.Module,
-    batches: BatchSource,
-    optimizer: OptimizerSpec,
-    machine: Machine,
-    *,
-    objective: Objective = Objective(),
-    lowest: float = 1e-4,
-    highest: float = 10.0,
-) -> LRFinding:
-    """Raise the rate from step to step, evenly in its logarithm, until half of the loss's fall is lost again.
-
-    The loss is smoothed symmetrically, so that no curve lags behind its rate. `min_lr` is the rate at
-    which the first tenth of the fall was reached, `peak_lr` the last rate before half of it was lost
-    for the first time: there the curve is steepest, so noise moves the answer least, and a run that
-    warms up for epochs bears more than a test that warms up for seconds. Two single losses running
-    that lose three quarters of it decide as well: training that leaps is unstable, even where its
-    mean goes on falling. What comes later is not
-    looked at: with batch norm the loss can fall again at rates that no run bears. It works on a
-    copy: weights, statistics and random state of the caller are left alone. Raises InputError where
-    the loss never fell, or never rose again.
-    """
-    start = time.perf_counter()
-    steps = 1 + round(math.log10(highest / lowest) * STEPS_PER_DECADE)
-    state = TrainState.create(copy.deepcopy(model), optimizer, machine)
-    state.model.train()
-    rates: list[float] = []
-    losses: list[float] = []
-    settled = round(5 * SMOOTHING_STEPS)  # as many steps later, smoothing moves a place no more
-    with seeded(0, "range test"):  # for layers that draw from the global stream, such as dropout
-        for step, (images, labels) in zip(range(steps), _endless(batches), strict=False):
-            rate = lowest * (highest / lowest) ** (step / (steps - 1))
-            loss = float(train_step(state, images, labels, rate, objective, machine))
-            # An explosion counts as a loss of twice the first, or it would drown the rates before it.
-            ceiling = 2 * abs(losses[0]) if losses else loss
-            rates.append(rate)
-            losses.append(min(loss, ceiling) if math.isfinite(loss) else ceiling)
-            if not math.isfinite(loss):
-                break
-            smoothed = smooth(losses)
-            found = bracket(smoothed, losses)
-            if found is not None and found[1] + settled < step:
-                break
-    smoothed = smooth(losses)
-    found = bracket(smoothed, losses)
-    if found is None:
-        fell = bool(smoothed) and smoothed[0] - min(smoothed) > LEAST_FALL * abs(smoothed[0])
-        raise InputError(
-            "the learning-rate range test saw the loss fall up to its highest rate"
-            if fell
-            else "the learning-rate range test saw no rate at which the loss falls",
-            "Give the rates: --set peak_lr=… --set min_lr=…",
-        )
-    low, peak = found
-    fall = f"from {smoothed[0]:.2f} to {min(smoothed[: peak + 1]):.2f}"
-    return LRFinding(
-        rates=tuple(rates),
-        losses=tuple(losses),
-        smoothed=tuple(smoothed),
-        peak_lr=_rounded(rates[peak]),
-        min_lr=_rounded(rates[low]),
-        peak_because=f"the highest rate before half or more of the loss's fall ({fall}) was lost again",
-        min_because="the rate at which the first tenth of that fall was reached",
-        seconds=time.perf_counter() - start,
-    )
 
 
 def _endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,11 +174,11 @@ def noise(losses: Sequence[float], smoothed: Sequence[float]) -> float:
 
 
 def bracket(smoothed: Sequence[float], losses: Sequence[float] = ()) -> tuple[int, int] | None:
-    """Return the places of the lowest and of the highest useful rate; None where no fall is lost again.
+    """Return the indices of the lowest and of the highest useful rate; None where no fall is lost again.
 
-    The first is where a tenth of the fall was reached. The second is the last place before, for the
-    first time, the smoothed loss had lost half of its fall so far, or two single `losses` running
-    three quarters of it. A fall within three times the noise of single losses is none.
+    The first is where a tenth of the fall is reached. The second is the last one before the smoothed loss has
+    lost half of its fall so far, or two single `losses` in a row three quarters of it. A fall within three
+    times the noise of single losses is none.
     """
     least = max(LEAST_FALL * abs(smoothed[0]), 3 * noise(losses, smoothed)) if smoothed else 0.0
     bottom = 0

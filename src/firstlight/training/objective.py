@@ -16,10 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class Objective:
     """What a step minimises: cross-entropy with label smoothing, plus l1 × the sum of |weights|.
 
-    clip_norm: the gradient's norm is cut to it; 0 leaves it. Label smoothing as in Szegedy et al.
-    2016 (arXiv 1512.00567), section 7.
-    sharpness: how far uphill the gradient of a step is taken (`training.sharpness`); 0 takes it where the
-    weights are. The first quarter of the batch tells the way uphill, so a step costs a quarter more.
+    label_smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, arXiv
+        1512.00567, section 7); 0 is none.
+    l1: factor on the sum of |weights|; 0 is none.
+    clip_norm: largest norm of the gradient; 0 does not clip.
+    sharpness: distance at which the gradient is taken, along the gradient of a quarter of the batch (see
+        `uphill`); 0 takes it where the weights are. A step then costs a quarter more.
     """
 
     label_smoothing: float = 0.0
@@ -34,11 +36,11 @@ class Objective:
 
 @contextlib.contextmanager
 def uphill(model: nn.Module, loss: Callable[[], Tensor], distance: float) -> Iterator[None]:
-    """Have filters and matrices, within, `distance` uphill: in the norm of all together, along the gradient.
+    """Inside the `with`, move all weights of two or more dimensions `distance` along the gradient of `loss`.
 
-    loss: computes what rises uphill, from some images and the model. A factor on it means nothing, as only
-    the direction counts; where its gradient is not finite nothing moves. Batch norm does not remember these
-    images. Foret et al. 2021 (arXiv 2010.01412), section 2, without its weight decay.
+    They are put back at the end. `distance` is the norm over all of them together; a constant factor on the
+    loss changes nothing, and where the gradient is not finite nothing moves. The running statistics of batch
+    norm stay as they are. Sharpness-aware minimization (Foret et al. 2021, arXiv 2010.01412, section 2).
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim > 1]
     with _remembering_nothing(model):

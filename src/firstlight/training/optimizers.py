@@ -39,9 +39,11 @@ def _check(momenta: Mapping[str, float], rates: Mapping[str, float], weight_deca
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with Nesterov momentum; weight decay is added to the gradient.
+    """Stochastic gradient descent with momentum.
 
-    nesterov: means nothing without momentum.
+    momentum: decay of the mean gradient, in a step; 0 is none.
+    weight_decay: factor on the weights that is added to their gradient.
+    nesterov: whether momentum looks ahead (Sutskever et al. 2013); means nothing without momentum.
     """
 
     momentum: float = 0.9
@@ -71,7 +73,12 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980); weight decay is added to the gradient."""
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980).
+
+    beta1: decay of the mean gradient, in a step.
+    beta2: decay of the mean squared gradient, in a step.
+    weight_decay: factor on the weights that is added to their gradient.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -89,7 +96,12 @@ class Adam:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101).
+
+    beta1: decay of the mean gradient, in a step.
+    beta2: decay of the mean squared gradient, in a step.
+    weight_decay: a step at learning rate r multiplies the weights by 1 - r × weight_decay.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -113,10 +125,11 @@ class Muon:
     that of filters (4-dimensional weights), which are kept at a fixed norm as well, so they know no weight
     decay: behind each stands a batch norm, to which their size means nothing (airbench94_muon).
 
-    bias_lr_factor, linear_lr_factor: factors on the schedule's rate for vectors (offsets and scales of batch norm,
-        biases) and for matrices (linear layers).
-    weight_decay: of vectors and matrices, decoupled: a step at the schedule's rate r shrinks them by the
-        factor 1 - r × weight_decay.
+    momentum: of filters: decay of the mean gradient, in a step.
+    bias_lr_factor: factor on the learning rate of vectors: weights and biases of batch norm, other biases.
+    linear_lr_factor: factor on the learning rate of matrices: linear layers.
+    other_momentum: of vectors and matrices.
+    weight_decay: of vectors and matrices: a step at the schedule's rate r multiplies them by 1 - r × weight_decay.
     """
 
     momentum: float = 0.6
