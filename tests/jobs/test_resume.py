@@ -340,7 +340,7 @@ def test_a_loss_that_is_not_finite_says_where_and_keeps_what_was_before(tmp_path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's own means")
 def test_out_of_memory_proposes_a_batch_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from firstlight.jobs import job, train
+    from firstlight.jobs.job import Job
     from firstlight.training import loop
 
     def hungry(state: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -348,11 +348,10 @@ def test_out_of_memory_proposes_a_batch_that_fits(tmp_path: Path, monkeypatch: p
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
             )
-        return loop_step(state, images, *rest)
+        return update_weights(state, images, *rest)
 
-    loop_step = loop.train_step
-    monkeypatch.setattr(job, "train_step", hungry)
-    monkeypatch.setattr(train.Job, "describe", lambda self, done=0: [])
-    monkeypatch.setattr(loop, "train_step", hungry)
+    update_weights = loop.update_weights
+    monkeypatch.setattr(Job, "describe", lambda self, done=0: [])
+    monkeypatch.setattr(loop, "update_weights", hungry)
     with pytest.raises(RunFailed, match=r"batches of 20\n--set batch_size=5 fits here"):
         train("shapes.demo", **SMALL, out=tmp_path / "run", quiet=True)

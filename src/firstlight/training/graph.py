@@ -34,8 +34,8 @@ def steps_on(machine: Machine) -> str:
     """Say in words how a machine launches a training step, and why.
 
     A graph holds sharpness-aware steps too, and weight averaging goes on beside it. Loss scaling does not
-    fit: the host decides whether to skip a step. Nor does `--determinism bits`: a captured step may use other
-    kernels than one that is not captured.
+    fit, since the host decides whether to skip a step; nor does `--determinism bits`, since a captured step
+    may use other kernels than one that is not captured.
     """
     reason = _misfit(machine)
     return f"operation by operation: {reason}" if reason else "one CUDA graph a step"
