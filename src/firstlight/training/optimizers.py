@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from firstlight.machine.processor import fast_bf16_products
 
 
 class OptimizerSpec(Protocol):
-    """What every optimizer's value offers: called with parameters and a rate it builds the optimizer.
+    """The choice of an optimizer: a frozen dataclass that builds it from parameters and a learning rate.
 
+    A parameter group may hold "lr_factor", a factor on the schedule's learning rate.
     fused: one kernel for all parameters, which on a GPU applies loss scaling without waiting for the host.
     """
 
@@ -25,12 +26,12 @@ class OptimizerSpec(Protocol):
     ) -> torch.optim.Optimizer: ...
 
 
-def _check(momenta: Mapping[str, float], rates: Mapping[str, float], weight_decay: float) -> None:
-    """Raise InputError where a momentum is not in [0, 1), a rate not positive or weight decay negative."""
+def _check(weight_decay: float, factors: dict[str, float] | None = None, **momenta: float) -> None:
+    """Raise InputError where a momentum is not in [0, 1), a factor not positive or weight decay negative."""
     for name, value in momenta.items():
         if not 0 <= value < 1:
             raise InputError(f"{name} must be in [0, 1), not {value:g}")
-    for name, value in rates.items():
+    for name, value in (factors or {}).items():
         if not 0 < value < math.inf:
             raise InputError(f"{name} must be a positive number, not {value:g}")
     if not 0 <= weight_decay < math.inf:
@@ -41,9 +42,9 @@ def _check(momenta: Mapping[str, float], rates: Mapping[str, float], weight_deca
 class SGD:
     """Stochastic gradient descent with momentum.
 
-    momentum: decay of the mean gradient, in a step; 0 is none.
-    weight_decay: factor on the weights that is added to their gradient.
-    nesterov: whether momentum looks ahead (Sutskever et al. 2013); means nothing without momentum.
+    momentum: decay of the running sum of gradients, in a step.
+    weight_decay: this times the weight is added to its gradient.
+    nesterov: Nesterov's momentum; no effect without momentum.
     """
 
     momentum: float = 0.9
@@ -51,7 +52,7 @@ class SGD:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        _check({"momentum": self.momentum}, {}, self.weight_decay)
+        _check(self.weight_decay, momentum=self.momentum)
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
@@ -65,7 +66,7 @@ class SGD:
             fused=fused,
         )
         if fused and self.momentum:
-            # torch leaves them unwritten where loss scaling skips the very first step, as fp16 often does.
+            # torch leaves them uninitialised where loss scaling skips the first step, as fp16 often does.
             for weight in optimizer.param_groups[0]["params"]:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return optimizer
@@ -75,61 +76,52 @@ class SGD:
 class Adam:
     """Adam (Kingma & Ba 2015, arXiv 1412.6980).
 
-    beta1: decay of the mean gradient, in a step.
-    beta2: decay of the mean squared gradient, in a step.
-    weight_decay: factor on the weights that is added to their gradient.
+    beta1: decay of the running mean of gradients, in a step.
+    beta2: decay of the running mean of squared gradients, in a step.
+    weight_decay: this times the weight is added to its gradient.
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.0
+    optimizer: ClassVar[type[torch.optim.Adam]] = torch.optim.Adam
 
     def __post_init__(self) -> None:
-        _check({"beta1": self.beta1, "beta2": self.beta2}, {}, self.weight_decay)
+        _check(self.weight_decay, beta1=self.beta1, beta2=self.beta2)
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
     ) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
+        return self.optimizer(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101).
 
-    beta1: decay of the mean gradient, in a step.
-    beta2: decay of the mean squared gradient, in a step.
-    weight_decay: a step at learning rate r multiplies the weights by 1 - r × weight_decay.
+    beta1: decay of the running mean of gradients, in a step.
+    beta2: decay of the running mean of squared gradients, in a step.
+    weight_decay: a step at the learning rate r multiplies weights by 1 - r × this.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
     weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check({"beta1": self.beta1, "beta2": self.beta2}, {}, self.weight_decay)
-
-    def __call__(
-        self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
-    ) -> torch.optim.Optimizer:
-        betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=self.weight_decay, fused=fused)
+    optimizer: ClassVar[type[torch.optim.Adam]] = torch.optim.AdamW
 
 
 @dataclass(frozen=True)
 class Muon:
-    """Momentum whose step is orthogonalised for filters, and plain Nesterov momentum for all other weights.
+    """Orthogonalised momentum for convolution filters, and Nesterov momentum for all other weights.
 
-    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The schedule's rate is
-    that of filters (4-dimensional weights), which are kept at a fixed norm as well, so they know no weight
-    decay: behind each stands a batch norm, to which their size means nothing (airbench94_muon).
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The filters (4-dimensional
+    weights) have the schedule's own learning rate, a fixed norm and no weight decay, since the batch norm
+    behind them cancels their scale (airbench94_muon).
 
-    momentum: of filters: decay of the mean gradient, in a step.
-    bias_lr_factor: factor on the learning rate of vectors: weights and biases of batch norm, other biases.
-    linear_lr_factor: factor on the learning rate of matrices: linear layers.
-    other_momentum: of vectors and matrices.
-    weight_decay: of vectors and matrices: a step at the schedule's rate r multiplies them by 1 - r × weight_decay.
+    momentum: decay of the running sum of a filter's gradients, in a step.
+    bias_lr_factor: factor on the schedule's learning rate for biases, and for the weights of batch norm.
+    linear_lr_factor: factor on the schedule's learning rate for linear layers.
+    other_momentum: decay of the running sum of the other weights' gradients, in a step.
+    weight_decay: a step at the schedule's learning rate r multiplies all weights but filters by 1 - r × this.
     """
 
     momentum: float = 0.6
@@ -139,23 +131,21 @@ class Muon:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        momenta = {"momentum": self.momentum, "other_momentum": self.other_momentum}
-        rates = {"bias_lr_factor": self.bias_lr_factor, "linear_lr_factor": self.linear_lr_factor}
-        _check(momenta, rates, self.weight_decay)
+        factors = {"bias_lr_factor": self.bias_lr_factor, "linear_lr_factor": self.linear_lr_factor}
+        _check(self.weight_decay, factors, momentum=self.momentum, other_momentum=self.other_momentum)
 
     def __call__(
         self, parameters: Iterable[nn.Parameter], lr: float, *, fused: bool = False
     ) -> torch.optim.Optimizer:
         weights = [weight for weight in parameters if weight.requires_grad]
         others = {"momentum": self.other_momentum, "weight_decay": self.weight_decay, "orthogonal": False}
+        filters, vectors, matrices = (
+            [weight for weight in weights if weight.ndim in ndims] for ndims in ((4,), (0, 1), (2, 3))
+        )
         groups: list[dict[str, Any]] = [
-            {"params": [w for w in weights if w.ndim == 4], "momentum": self.momentum, "orthogonal": True},
-            {"params": [w for w in weights if w.ndim < 2], "lr_factor": self.bias_lr_factor, **others},
-            {
-                "params": [w for w in weights if w.ndim in (2, 3)],
-                "lr_factor": self.linear_lr_factor,
-                **others,
-            },
+            {"params": filters, "momentum": self.momentum, "orthogonal": True},
+            {"params": vectors, "lr_factor": self.bias_lr_factor, **others},
+            {"params": matrices, "lr_factor": self.linear_lr_factor, **others},
         ]
         return _Muon([group for group in groups if group["params"]], lr)
 
@@ -176,6 +166,7 @@ class _Muon(torch.optim.Optimizer):
                 if group["orthogonal"]:
                     weight.mul_(len(weight) ** 0.5 / weight.norm())
                     step = orthogonalised(step.flatten(1)).view_as(weight)
+                # Weight decay follows the schedule's learning rate, without the group's factor.
                 weight.mul_(1 - group["lr"] / group["lr_factor"] * group["weight_decay"])
                 weight.sub_(step * group["lr"])
 
@@ -184,20 +175,20 @@ def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return nearly U V' for a matrix U S V': all its singular values brought near 1, its directions kept.
 
     By a Newton-Schulz iteration of fifth order whose coefficients make small singular values grow fastest
-    (Jordan et al. 2024); three steps leave those of an ordinary gradient between about 0.3 and 1.2.
-    A step multiplies by p(X X') = a + b X X' + c (X X')², and these factors and X X' commute: so they are
-    multiplied with one another, small and square, and only their product with the wide X.
+    (Jordan et al. 2024); three steps bring those of an ordinary gradient to between about 0.3 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = (wide / (wide.norm() + 1e-7)).to(_product_type(matrix.device))
+    # A step multiplies by p(X X') = a + b X X' + c (X X')². These polynomials and X X' commute, so they are
+    # multiplied with one another first, small and square, and only their product with the wide X.
     square, product = x @ x.T, None
-    for left in reversed(range(steps)):
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor if product is None else factor @ product
-        if left:
-            square = factor @ square @ factor
+    for remaining in reversed(range(steps)):
+        polynomial = torch.addmm(square, square, square, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if remaining:
+            square = polynomial @ square @ polynomial
     x = x if product is None else product @ x
     orthogonal: Tensor = x if wide is matrix else x.T
     return orthogonal.to(matrix.dtype)
@@ -206,7 +197,7 @@ def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
 def _product_type(device: torch.device) -> torch.dtype:
     """Return bf16 where its products are fast, else fp32; the iteration corrects its own rounding.
 
-    By what the chip is and not by a measurement, since a resumed run must end with the same bits.
+    By the kind of chip and not by a measurement, since a resumed run must end with the same bits.
     """
     fast = device.type == "cuda" or (device.type == "cpu" and fast_bf16_products())
     return torch.bfloat16 if fast else torch.float32
