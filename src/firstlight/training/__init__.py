@@ -1,4 +1,4 @@
-"""How it learns."""
+"""How it learns. A new part is added to its line below."""
 
 from firstlight.training.lr_finder import RangeTest
 from firstlight.training.optimizers import SGD, Adam, AdamW, Muon

@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3), on a copy of the network."""
+"""Finders of the learning rates of a one-cycle schedule: values that act on a copy of the network."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from firstlight.training.state import TrainState
 
 @dataclass(frozen=True)
 class LRFinding:
-    """What a range test saw and concluded.
+    """The rates that a finder proposes for a schedule, and the measurements behind them.
 
-    rates, losses, smoothed: one entry per step, up to where the test stopped. A loss above twice the first,
-        or not finite, is kept as twice the first.
+    rates, losses, smoothed: one entry for each rate that was tried, in that order: the rate, the loss as it
+        was measured, and the loss by which the finder judged.
     peak_because, min_because: one sentence each on how the rate was chosen.
     """
 
@@ -48,7 +48,7 @@ class LRFinding:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LRFinding:
-        """Read what `to_json` gave."""
+        """Read what `to_json` returned; InputError where it is something else."""
         try:
             curves = {key: tuple(values[key]) for key in ("rates", "losses", "smoothed")}
             return cls(**{**values, **curves})
@@ -56,14 +56,11 @@ class LRFinding:
             raise InputError(f"not a learning-rate finding: {error}") from None
 
 
-STEPS_PER_DECADE = 20
-SMOOTHING_STEPS = 2.0
-LEAST_FALL = 0.02
-"""A fall of the loss smaller than this, as a fraction of where it began, is taken for noise."""
-
-
 class Finder(Protocol):
-    """What finds the rates that a schedule leaves open: a frozen dataclass. It works on copies."""
+    """The choice of a finder: a frozen dataclass that finds the rates on copies of the network.
+
+    The caller's weights, statistics and random streams are left alone. Raises InputError where no rate fits.
+    """
 
     def __call__(
         self,
@@ -81,22 +78,41 @@ class Finder(Protocol):
         ...
 
 
+STEPS_PER_DECADE = 20
+SMOOTHING_STEPS = 2.0
+LEAST_FALL = 0.02
+"""A smaller fall of the loss, as a fraction of the first loss, counts as noise."""
+
+
 @dataclass(frozen=True)
 class RangeTest:
-    """The range test: a rate that rises from step to step, evenly in its logarithm.
+    """The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3).
 
-    The losses are smoothed symmetrically, so that the curve does not lag behind its rates. LRMIN is the rate
-    at which a tenth of the loss's fall is reached. LRMAX is the last rate before half of the fall is lost
-    again: there the curve is steepest, so noise moves the answer least. Two single losses in a row that lose
-    three quarters of the fall end it as well: training that leaps is unstable, even where the mean goes on
-    falling. Higher rates are not looked at: with batch norm the loss can fall again where no run is stable.
+    The learning rate rises step by step, evenly in its logarithm, until the loss has risen again by half of
+    its fall. The loss is smoothed symmetrically, so that the curve does not lag behind the rate.
 
-    lowest: the first rate.
-    highest: the last rate, unless the test ends before.
+    LRMIN is the rate at which the first tenth of the fall was reached. LRMAX is the last rate before the loss
+    had risen by half of its fall for the first time: there the curve is steepest, so noise moves the answer
+    least, and a run that warms up for epochs bears more than a test that warms up for seconds. Two losses in
+    a row, not smoothed, that have risen by three quarters of the fall end the test as well: a loss that jumps
+    shows that training is unstable, even while its mean still falls. Higher rates are not looked at: with
+    batch norm the loss can fall again at rates at which no run trains.
+
+    A loss that is not finite, or above twice the first, counts as twice the first. Raises InputError where
+    the loss never fell, or never rose again.
+
+    lowest: learning rate of the first step.
+    highest: learning rate of the last step.
     """
 
     lowest: float = 1e-4
     highest: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest < math.inf:
+            raise InputError(
+                f"rates must satisfy 0 < lowest < highest, not {self.lowest:g}, {self.highest:g}"
+            )
 
     def __call__(
         self,
@@ -107,29 +123,27 @@ class RangeTest:
         *,
         objective: Objective = Objective(),
     ) -> LRFinding:
-        """Run the test on a copy; raises InputError where the loss never falls, or never rises again."""
         start = time.perf_counter()
         steps = 1 + round(math.log10(self.highest / self.lowest) * STEPS_PER_DECADE)
         state = TrainState.create(copy.deepcopy(model), optimizer, machine)
         state.model.train()
         rates: list[float] = []
         losses: list[float] = []
-        settled = round(5 * SMOOTHING_STEPS)  # so many steps later, smoothing no longer moves an index
+        smoothed: list[float] = []
+        indices = None
+        settled = round(5 * SMOOTHING_STEPS)  # so many steps later smoothing changes a loss no more
         with seeded(0, "range test"):  # for layers that draw from the global stream, such as dropout
             for step, (images, labels) in zip(range(steps), _endless(batches), strict=False):
                 rate = self.lowest * (self.highest / self.lowest) ** (step / (steps - 1))
                 loss = float(train_step(state, images, labels, rate, objective, machine))
-                # An explosion counts as a loss of twice the first, or it would drown the rates before it.
+                # A loss that explodes would otherwise drown, once smoothed, those of the rates before it.
                 ceiling = 2 * abs(losses[0]) if losses else loss
                 rates.append(rate)
                 losses.append(min(loss, ceiling) if math.isfinite(loss) else ceiling)
-                if not math.isfinite(loss):
+                smoothed = smooth(losses)
+                indices = bracket(smoothed, losses)
+                if not math.isfinite(loss) or (indices is not None and indices[1] + settled < step):
                     break
-                indices = bracket(smooth(losses), losses)
-                if indices is not None and indices[1] + settled < step:
-                    break
-        smoothed = smooth(losses)
-        indices = bracket(smoothed, losses)
         if indices is None:
             fell = bool(smoothed) and smoothed[0] - min(smoothed) > LEAST_FALL * abs(smoothed[0])
             raise InputError(
@@ -146,7 +160,7 @@ class RangeTest:
             smoothed=tuple(smoothed),
             peak_lr=_rounded(rates[peak]),
             min_lr=_rounded(rates[low]),
-            peak_because=f"the highest rate before half or more of the loss's fall ({fall}) was lost again",
+            peak_because=f"the highest rate before the loss rose again by half of its fall ({fall})",
             min_because="the rate at which the first tenth of that fall was reached",
             seconds=time.perf_counter() - start,
         )
@@ -161,38 +175,36 @@ def _endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
 
 def smooth(losses: Sequence[float], width: float = SMOOTHING_STEPS) -> list[float]:
     """Average each loss with its neighbours under a Gaussian whose standard deviation is `width` steps."""
-    place = torch.arange(len(losses), dtype=torch.float64)
-    weights = torch.exp(-(((place[:, None] - place) / width) ** 2) / 2)
+    steps = torch.arange(len(losses), dtype=torch.float64)
+    weights = torch.exp(-(((steps[:, None] - steps) / width) ** 2) / 2)
     weights /= weights.sum(1, keepdim=True)
     return (weights @ torch.tensor(losses, dtype=torch.float64)).tolist()
 
 
 def noise(losses: Sequence[float], smoothed: Sequence[float]) -> float:
-    """Estimate the standard deviation of single losses around their smooth course, from the median."""
-    apart = sorted(abs(loss - middle) for loss, middle in zip(losses, smoothed, strict=False))
-    return 1.4826 * apart[len(apart) // 2] if apart else 0.0
+    """Estimate the standard deviation of single losses around the smoothed curve, from the median."""
+    deviations = sorted(abs(loss - mean) for loss, mean in zip(losses, smoothed, strict=False))
+    return 1.4826 * deviations[len(deviations) // 2] if deviations else 0.0
 
 
 def bracket(smoothed: Sequence[float], losses: Sequence[float] = ()) -> tuple[int, int] | None:
-    """Return the indices of the lowest and of the highest useful rate; None where no fall is lost again.
+    """Return the indices of the lowest and the highest useful rate, as `RangeTest` chooses them.
 
-    The first is where a tenth of the fall is reached. The second is the last one before the smoothed loss has
-    lost half of its fall so far, or two single `losses` in a row three quarters of it. A fall within three
-    times the noise of single losses is none.
+    None where the loss never rises again after a fall. Less than three times the noise of single losses is no
+    fall.
     """
     least = max(LEAST_FALL * abs(smoothed[0]), 3 * noise(losses, smoothed)) if smoothed else 0.0
-    bottom = 0
-    for place, loss in enumerate(smoothed):
-        if loss < smoothed[bottom]:
-            bottom = place
-        fall = smoothed[0] - smoothed[bottom]
+    lowest = math.inf
+    for index, loss in enumerate(smoothed):
+        lowest = min(lowest, loss)
+        fall = smoothed[0] - lowest
         if fall <= least:
             continue
-        leaps = losses[place : place + 2]
-        leapt = len(leaps) == 2 and min(leaps) > smoothed[bottom] + 0.75 * fall
-        if leapt or loss > smoothed[bottom] + 0.5 * fall:
+        pair = losses[index : index + 2]
+        jumped = len(pair) == 2 and min(pair) > lowest + 0.75 * fall
+        if jumped or loss > lowest + 0.5 * fall:
             low = next(i for i, each in enumerate(smoothed) if each <= smoothed[0] - 0.1 * fall)
-            return low, place - 1
+            return low, index - 1
     return None
 
 
