@@ -1,13 +1,13 @@
-"""Grad-CAM: which places of an image spoke for a class (Selvaraju et al. 2017, arXiv 1610.02391).
+"""Grad-CAM: which parts of an image are evidence for a class (Selvaraju et al. 2017, arXiv 1610.02391).
 
-LayerCAM (Jiang et al. 2021, IEEE TIP 30) is there by name: it weighs each place of a channel by its own
-gradient, where Grad-CAM weighs the whole channel by the mean. On a fine grid it points better.
+LayerCAM (Jiang et al. 2021, IEEE TIP 30) weights each position of a channel by its own gradient, where
+Grad-CAM weights the whole channel by the mean gradient. On a fine grid it localises better.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
-from firstlight.insight.mean_gradient import Cut
-from firstlight.models.network import evaluating
+from firstlight.models.network import endpoints, evaluating
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
@@ -30,8 +29,8 @@ MIN_GRID = 7
 class Heatmaps:
     """Positive evidence for one class in each of N images.
 
-    maps: fp32, N×h×w ≥ 0, on the native grid of the endpoint; in units of the logit, not rescaled.
-    targets: int64, N, the class asked about. A map without any positive evidence is all zero.
+    maps: fp32, N×h×w ≥ 0, on the endpoint's own grid, in units of the logit, not rescaled.
+    targets: int64, N, the class of each map. A map without positive evidence is all zero.
     """
 
     endpoint: str
@@ -40,7 +39,7 @@ class Heatmaps:
 
     @property
     def empty(self) -> Tensor:
-        """Bool, N: true where nothing spoke for the class."""
+        """Bool, N: true where a map has no positive evidence."""
         return self.maps.flatten(1).amax(1) <= 0
 
 
@@ -55,12 +54,13 @@ def gradcam(
 ) -> Heatmaps:
     """Compute Grad-CAM for N normalised images (fp32, N×C×H×W) and one target class each (int64, N).
 
-    endpoint: a name from `model.endpoints()`; by default the deepest whose grid is at least 7 wide.
+    endpoint: a name from `models.network.endpoints`; by default the deepest whose grid is at least 7 wide.
     method: "gradcam" or "layercam".
-    The model's mode and its parameters' gradients are left as they were.
+    The model's mode and its parameters' gradients are left as they were. Raises InputError for an unknown
+    endpoint, method or class, and where the endpoint has no grid or the logits do not depend on it.
     """
-    (found,) = _gradcam(model, images, (targets,), endpoint, method, batch_size)
-    return found
+    (heatmaps,) = _gradcam(model, images, (targets,), endpoint, method, batch_size)
+    return heatmaps
 
 
 def gradcam_pair(
@@ -75,7 +75,7 @@ def gradcam_pair(
 ) -> tuple[Heatmaps, Heatmaps]:
     """Compute Grad-CAM for two classes of each image, such as the predicted and the true one.
 
-    Equal to two calls of `gradcam`; the images pass through the network only once.
+    Equal to two calls of `gradcam`, with one forward pass instead of two.
     """
     of_first, of_second = _gradcam(model, images, (first, second), endpoint, method, batch_size)
     return of_first, of_second
@@ -89,7 +89,7 @@ def _gradcam(
     method: str,
     batch_size: int,
 ) -> list[Heatmaps]:
-    """Return the maps of each of several classes per image."""
+    """Return the maps for each of several target classes per image."""
     for each in targets:
         if each.shape != images.shape[:1]:
             raise InputError(f"{len(images)} images need {len(images)} targets, not {tuple(each.shape)}")
@@ -104,62 +104,81 @@ def _gradcam(
     parts = (part.split(batch_size) for part in (images, *targets))
     # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
     with evaluating(model), torch.inference_mode(False):
-        for some, *wanted in zip(*parts, strict=True):
-            cut = Cut(exact=method == "layercam")
-            with cut, _hooked([(modules[endpoint], cut.begin)]), torch.no_grad():
-                logits = model(some)
-            for number, classes in enumerate(wanted):
-                # The last backward pass frees the graph on its way.
-                gradient = _gradient(logits, cut.seen, classes, keep_graph=number + 1 < len(wanted))
-                if cut.seen is None or gradient is None:
+        for batch, *batch_targets in zip(*parts, strict=True):
+            features, logits = _run_from(model, modules[endpoint], batch)
+            for number, classes in enumerate(batch_targets):
+                # The last backward pass frees the graph as it goes.
+                keep_graph = number + 1 < len(batch_targets)
+                gradient = _gradient(logits, features, classes, keep_graph=keep_graph)
+                if features is None or gradient is None:
                     raise InputError(f"the logits do not depend on the endpoint {endpoint!r}")
-                seen = cut.seen.detach().float()
+                if features.ndim != 4:
+                    raise InputError(
+                        f"the endpoint {endpoint!r} has no grid, its output is {features.ndim}-D"
+                    )
+                values = features.detach().float()
                 if method == "layercam":
-                    evidence = (gradient.relu() * seen).sum(1)
+                    evidence = (gradient.relu() * values).sum(1)
                 else:
-                    evidence = torch.einsum("nc,nchw->nhw", gradient.mean(dim=(2, 3)), seen)
+                    evidence = torch.einsum("nc,nchw->nhw", gradient.mean(dim=(2, 3)), values)
                 maps[number].append(evidence.relu().cpu())
     return [Heatmaps(endpoint, torch.cat(maps[number]), each.cpu()) for number, each in enumerate(targets)]
 
 
-def _gradient(logits: Tensor, seen: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
-    """Return the gradient, N×C×h×w, of one logit per image; None where it does not depend on `seen`."""
+def _run_from(model: nn.Module, module: nn.Module, images: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return the output of a module (of its last call), and the logits; the graph begins at that output.
+
+    Nothing below the module is kept, so a backward pass costs only what lies above it.
+    """
+    features: list[Tensor] = []
+
+    def begin(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        # Two copies: later operations in place may overwrite the output, or what is returned here.
+        features.append(output.detach().clone().requires_grad_())
+        torch.set_grad_enabled(True)  # until the `no_grad` around the network ends
+        return features[-1].clone()
+
+    with _hooked([(module, begin)]), torch.no_grad():
+        logits = model(images)
+    return features[-1] if features else None, logits
+
+
+def _gradient(logits: Tensor, features: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
+    """Return the gradient, N×C×h×w, of one logit per image; None where it does not depend on `features`."""
     count = logits.shape[1]
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
         raise InputError(f"a target lies outside 0…{count - 1}, the {count} classes")
-    if seen is None or not logits.requires_grad:
+    if features is None or not logits.requires_grad:
         return None
-    chosen = torch.zeros_like(logits).scatter_(1, classes.to(logits.device)[:, None], 1)
-    (gradient,) = torch.autograd.grad(logits, seen, chosen, retain_graph=keep_graph, allow_unused=True)
+    one_hot = torch.zeros_like(logits).scatter_(1, classes.to(logits.device)[:, None], 1)
+    (gradient,) = torch.autograd.grad(logits, features, one_hot, retain_graph=keep_graph, allow_unused=True)
     return None if gradient is None else gradient.float()
 
 
-def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
-    """Return the model's named endpoints."""
-    if not hasattr(model, "endpoints"):
-        raise InputError(
-            f"{type(model).__name__} names no endpoints",
-            "Give it a method `endpoints()` that maps names to modules, or use a built-in network.",
-        )
-    return model.endpoints()  # type: ignore[no-any-return, operator]
-
-
 def default_endpoint(model: nn.Module, image: Tensor) -> str:
-    """Return the deepest endpoint whose grid is at least 7 wide, for images like this 1×C×H×W one."""
-    modules = endpoints(model)
+    """Return the deepest endpoint whose grid is at least 7 wide, for images like this 1×C×H×W one.
+
+    The first endpoint with a grid where all are narrower; raises InputError where no endpoint has one.
+    """
     widths: dict[str, int] = {}
 
     def measure(name: str) -> _Hook:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            widths[name] = min(output.shape[2:])
+            if output.ndim == 4:
+                widths[name] = min(output.shape[2:])
 
         return hook
 
-    hooks = [(module, measure(name)) for name, module in modules.items()]
-    with evaluating(model), _hooked(hooks), torch.no_grad():
+    modules = endpoints(model)
+    with evaluating(model), _hooked((modules[name], measure(name)) for name in modules), torch.no_grad():
         model(image)
-    wide = [name for name in modules if widths[name] >= MIN_GRID]
-    return wide[-1] if wide else next(iter(modules))
+    names = [name for name in modules if name in widths]
+    if not names:
+        raise InputError(
+            f"no endpoint of {type(model).__name__} has a grid",
+            "Give the network a method `endpoints()` that maps names to modules.",
+        )
+    return next((name for name in reversed(names) if widths[name] >= MIN_GRID), names[0])
 
 
 @contextlib.contextmanager
