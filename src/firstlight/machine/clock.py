@@ -8,7 +8,7 @@ from firstlight.machine.machine import Machine
 
 
 class Stopwatch:
-    """Seconds of running time, on a synchronised device, with pauses left out."""
+    """Measures running time without pauses, in seconds; the device is synchronised at both ends."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -32,7 +32,7 @@ class Stopwatch:
 
 
 def duration(seconds: float) -> str:
-    """Say a length of time as a person would: 45 s, 3 min 20 s, 1 h 5 min."""
+    """Write a length of time for a reader: 45 s, 3 min 20 s, 1 h 5 min."""
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"

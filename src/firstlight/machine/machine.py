@@ -1,4 +1,4 @@
-"""`Machine`: device and precision of a run, chosen once before it starts by what is faster there."""
+"""`Machine`: the device and the precision of a run, chosen once before it starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on, decided once before it starts."""
+    """What a run computes on.
+
+    device: where the network and its batches are. precision: "fp32", "bf16" or "fp16", of activations.
+    threads: of torch on the CPU. hardware: the name of the processor or GPU.
+    allocator: what `tune_allocator` set. determinism: "draws" or "bits", see `choose`.
+    """
 
     device: torch.device
     precision: str
@@ -48,12 +53,12 @@ class Machine:
         return torch.autocast(self.device.type, self.dtype)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model here, its weights laid out channels-last."""
+        """Move a model to the device, in the channels-last memory format."""
         # The stubs of `Module.to` know no memory format alone.
         return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def synchronise(self) -> None:
-        """Wait until the device has done what was asked of it, so that a clock can be read."""
+        """Wait until the device has finished its work, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -63,26 +68,26 @@ class Machine:
 def choose(
     device: str = "auto", precision: str = "auto", *, determinism: str = "draws", tune_memory: bool = True
 ) -> Machine:
-    """Choose device and precision, and set the memory allocator for training.
+    """Choose device and precision, and tune the memory allocator for training on a CPU.
 
-    determinism: "draws" gives the same order, augmentation and initial weights everywhere; "bits"
-        asks a GPU, at some cost, also for the same arithmetic in the same order, which a CPU always gives.
-
-    On a CPU `auto` precision is whichever of bf16 and fp32 is faster in a short measurement; on a
-    CUDA device bf16 where it is native, else fp16; on MPS fp32.
+    device: "auto" takes CUDA, else MPS, else the CPU.
+    precision: "auto" is bf16 on a CUDA device where it is native, else fp16; fp32 on MPS; and on a CPU
+        whichever of bf16 and fp32 is faster in a short measurement.
+    determinism: "draws" gives the same order, augmentation and initial weights everywhere. "bits" also makes
+        a GPU compute in a fixed order, which costs speed; a CPU always does.
+    Raises InputError for an unknown choice, or one that this machine does not have.
     """
-    if determinism not in DETERMINISM:
-        raise InputError(
-            f"unknown level of determinism {determinism!r}", "Known: " + ", ".join(DETERMINISM) + "."
-        )
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}", "Known: " + ", ".join(DEVICES) + ".")
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}", "Known: " + ", ".join(PRECISIONS) + ".")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for name, value, known in (
+        ("level of determinism", determinism, DETERMINISM),
+        ("device", device, DEVICES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}", f"Known: {', '.join(known)}.")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    elif not there[device]:
+        device = next(name for name in available if available[name])
+    elif not available[device]:
         raise InputError(f"this torch ({torch.__version__}) sees no {device} device", "Use --device cpu.")
     if precision == "fp16" and device == "cpu":
         raise InputError("fp16 training needs a GPU", "On a CPU use --precision bf16 or fp32.")
@@ -93,11 +98,18 @@ def choose(
     if device == "cpu":
         determinism = "bits"
     elif determinism == "bits":
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS asks for it, before its first call
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first call of cuBLAS
         torch.use_deterministic_algorithms(True)
     return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator, determinism)
+
+
+def operations_on(machine: Machine) -> str:
+    """Say in words which kernels compute a network on this machine, and why."""
+    if machine.device.type != "cpu":
+        return f"plain operations: on {machine.device.type} torch's own are fast"
+    if machine.precision != "bf16":
+        return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
+    return load().words
 
 
 def _faster_precision(device: torch.device) -> str:
@@ -105,10 +117,9 @@ def _faster_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if device.type == "mps":
         return "fp32"
-    # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32; and chips that have it
-    # differ in how fast it is, so what counts is the operation that a training would take.
-    # In turn, the shortest of each, by a single thread: several wait for the slowest of them, so that other
-    # work on the machine would choose.
+    # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32, and chips that have them differ
+    # in speed. So the operation that training will use is timed: in turn, and the shortest of each. By one
+    # thread, since several wait for the slowest of them: other work on the machine would then choose.
     convolutions = {"bf16": _convolution(torch.bfloat16), "fp32": _convolution(torch.float32)}
     shortest = dict.fromkeys(convolutions, math.inf)
     threads = torch.get_num_threads()
@@ -127,23 +138,14 @@ def _faster_precision(device: torch.device) -> str:
 
 
 def _convolution(dtype: torch.dtype) -> Callable[[], None]:
-    """Return one convolution, forward and backward, at a size that a small network has."""
+    """Return one convolution, forward and backward, of a size that small networks have."""
     images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     compiled = dtype == torch.bfloat16 and bool(load())
     filters = torch.ones(64, 64, 3, 3, dtype=torch.float32 if compiled else dtype)
     filters = filters.to(memory_format=torch.channels_last).requires_grad_()
 
     def forward_and_backward() -> None:
-        found = convolve(images, filters) if compiled else F.conv2d(images, filters, padding=1)
-        found.sum().backward()
+        outputs = convolve(images, filters) if compiled else F.conv2d(images, filters, padding=1)
+        outputs.sum().backward()
 
     return forward_and_backward
-
-
-def operations_on(machine: Machine) -> str:
-    """Say in words which operations a machine's network is computed with, and why."""
-    if machine.device.type != "cpu":
-        return f"plain operations: on {machine.device.type} torch's own are fast"
-    if machine.precision != "bf16":
-        return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
-    return load().words

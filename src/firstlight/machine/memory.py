@@ -1,4 +1,4 @@
-"""The memory allocator, set for training where the C library is glibc."""
+"""The memory allocator, tuned for training where the C library is glibc."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import platform
 import sys
 from pathlib import Path
 
+_RESERVED = 2**32
+"""Bytes of address space that are prepared for huge pages; they take memory only where they are used."""
+
 
 def tune_allocator() -> str:
-    """Let glibc keep freed memory, in huge pages where Linux offers them; say what took effect.
+    """Let glibc keep freed memory, in huge pages where Linux offers them; return in words what took effect.
 
-    Activations above 32 MB are otherwise mapped and faulted anew at every operation, which costs a
-    third of a training step, and in small pages the processor looks addresses up all the time, which
-    costs another tenth. Elsewhere than on glibc nothing is changed.
+    Without it blocks above 32 MB, such as activations, are mapped and faulted anew at every operation, which
+    costs a third of a training step; small pages cost another tenth in address look-ups. Elsewhere than on
+    glibc nothing is changed.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return "default"
@@ -27,13 +30,9 @@ def tune_allocator() -> str:
     return "glibc, blocks kept" + (", huge pages" if _reserve_huge_pages() else "")
 
 
-_RESERVED = 2**32
-"""Address space that is prepared for huge pages; it takes memory only where it is used."""
-
-
 @functools.cache
 def _reserve_huge_pages() -> bool:
-    """Ask for huge pages in the part of the heap that later allocations will come from, once a process."""
+    """Ask for huge pages in the part of the heap from which later allocations come, once a process."""
     try:
         offered = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
     except OSError:
@@ -43,15 +42,13 @@ def _reserve_huge_pages() -> bool:
     libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
-    libc.madvise.argtypes, libc.madvise.restype = (
-        (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-        ctypes.c_int,
-    )
+    madvise = libc.madvise
+    madvise.argtypes, madvise.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
     block = libc.malloc(_RESERVED)
     if not block:
         return False
-    huge = 2**21
-    begin, end = (block + huge - 1) // huge * huge, (block + _RESERVED) // huge * huge
-    advised = libc.madvise(begin, end - begin, 14)  # MADV_HUGEPAGE of <sys/mman.h>
+    page = 2**21
+    begin, end = (block + page - 1) // page * page, (block + _RESERVED) // page * page
+    advised = madvise(begin, end - begin, 14)  # MADV_HUGEPAGE of <sys/mman.h>
     libc.free(block)
     return bool(advised == 0)

@@ -1,4 +1,4 @@
-"""What the processor is and offers."""
+"""The name of the processor, and what it offers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def hardware_name(device: torch.device) -> str:
-    """Name the processor or GPU in words."""
+    """Return the name of the GPU; or that of the processor, with its usable cores and widest arithmetic."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -24,26 +24,26 @@ def hardware_name(device: torch.device) -> str:
 
 
 def cpu_has(capability: str) -> bool:
-    """Whether the processor itself offers this, in torch's words, such as "avx512_bf16"."""
-    # An older torch knows fewer, each by a function of its own, which is not promised to stay.
-    older = getattr(torch.cpu, f"_is_{capability}_supported", lambda: False)
+    """Whether the processor itself has a capability, in torch's words, such as "avx512_bf16"."""
+    # Older versions of torch know fewer, each by a private function.
+    private = getattr(torch.cpu, f"_is_{capability}_supported", lambda: False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get(capability) or older())
+    return bool(capabilities.get(capability) or private())
 
 
 def fast_bf16_products() -> bool:
     """Whether torch multiplies bf16 matrices faster than fp32 ones on this processor.
 
-    Intel's chips do it by AMX. Where that is kept from them (in many virtual machines), their AVX-512
-    product of bf16 pairs has half the throughput of fp32; AMD's has four times it. Those of Intel that offer
-    it without AMX are told by their fp16 arithmetic.
+    Intel's do it by AMX. Where AMX is hidden, as in many virtual machines, their AVX-512 product of bf16
+    pairs has half the throughput of fp32; AMD's has four times it. An Intel chip with hidden AMX is recognised
+    by its fp16 arithmetic.
     """
     slow = cpu_has("avx512_fp16") and not cpu_has("amx_tile")
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not slow
 
 
 def _vector_extension() -> str:
-    """Name the widest arithmetic that the processor itself offers, in the words of its maker."""
+    """Return the name of the widest arithmetic that the processor itself has."""
     extensions = {"amx_tile": "AMX", "avx512_fp16": "AVX-512 FP16", "avx512_bf16": "AVX-512 BF16"}
     for capability, name in extensions.items():
         if cpu_has(capability):

@@ -1,4 +1,4 @@
-"""Where this machine keeps what took time to make."""
+"""Where this machine keeps downloads, decoded images and compiled kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return FIRSTLIGHT_CACHE, or the platform's folder for caches, where whatever takes time is kept."""
-    if chosen := os.environ.get("FIRSTLIGHT_CACHE"):
-        return Path(chosen).expanduser()
+    """Return the folder FIRSTLIGHT_CACHE, or else one in the platform's folder for caches."""
+    if folder := os.environ.get("FIRSTLIGHT_CACHE"):
+        return Path(folder).expanduser()
     import pooch
 
     return Path(pooch.os_cache("firstlight"))

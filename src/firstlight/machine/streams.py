@@ -10,7 +10,7 @@ import torch
 
 
 def stream(seed: int, *purpose: object) -> torch.Generator:
-    """Return a random stream of its own for a seed and a purpose, such as ("order", epoch).
+    """Return the random stream of a seed and a purpose, such as ("order", epoch).
 
     Streams for different purposes are independent, and no global stream is touched.
     """
@@ -20,9 +20,9 @@ def stream(seed: int, *purpose: object) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(seed: int, *purpose: object) -> Iterator[None]:
-    """Give code that draws from torch's global CPU stream, such as layer constructors, its own stream.
+    """Inside the `with`, let torch's global CPU stream, from which layers draw their weights, be `stream(…)`.
 
-    The caller's global stream is as before afterwards.
+    The caller's global stream is put back at the end.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(stream(seed, *purpose).get_state())

@@ -36,10 +36,11 @@ def serves(conv: nn.Conv2d, images: Tensor, *, pool: bool = False) -> bool:
 
 
 def convolve(images: Tensor, weight: Tensor, *, pool: bool = False) -> Tensor:
-    """Convolve bf16 images with fp32 filters (out×in×3×3); keep each 2×2 window's largest where asked.
+    """Convolve bf16 images, N×C×H×W, with fp32 filters, out×C×3×3; `pool` adds a 2×2 max-pool.
 
     By Winograd's minimal filtering F(2×2, 3×3) (Lavin & Gray 2016, arXiv 1509.09308): sums in fp32,
-    filters' gradients in fp32, images and their gradients in bf16, channels-last. `serves` says where.
+    filters' gradients in fp32, images and their gradients in bf16, channels-last. Call it where `serves`
+    is true.
     """
     return _Convolve.apply(images, weight, pool)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -52,29 +53,30 @@ class _Convolve(Function):
         count, _, height, width = images.shape
         shrink = 2 if pool else 1
         shape = (count, len(weight), height // shrink, width // shrink)
-        places = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
-        outputs = _run(images, None, weight, places, shape, backwards=False)
-        ctx.save_for_backward(images, weight, places)
+        # Of each pooled value, which of the four in its window it was.
+        argmax = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
+        outputs = _run(images, None, weight, argmax, shape, backwards=False)
+        ctx.save_for_backward(images, weight, argmax)
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        images, weight, places = ctx.saved_tensors
+        images, weight, argmax = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_LAYOUT)
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_images = _run(gradient, places, weight, None, tuple(images.shape), backwards=True)
+            of_images = _run(gradient, argmax, weight, None, tuple(images.shape), backwards=True)
         if ctx.needs_input_grad[1]:
-            of_weight = _filter_gradient(images, gradient, places, weight)
+            of_weight = _filter_gradient(images, gradient, argmax, weight)
         return of_images, of_weight, None
 
 
 def _run(
     images: Tensor,
-    places_in: Tensor | None,
+    argmax_in: Tensor | None,
     weight: Tensor,
-    places_out: Tensor | None,
+    argmax_out: Tensor | None,
     shape: tuple[int, ...],
     *,
     backwards: bool,
@@ -84,19 +86,19 @@ def _run(
     load().call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
     result = torch.empty(shape, dtype=torch.bfloat16, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
-    unpooled = 1 if places_in is None else 2
+    unpooled = 1 if argmax_in is None else 2
     load().call(
         "convolve",
-        *(images, places_in, filters, scale, result, places_out),
+        *(images, argmax_in, filters, scale, result, argmax_out),
         *(count, unpooled * height, unpooled * width, channels, shape[1]),
     )
     return result
 
 
-def _filter_gradient(images: Tensor, gradient: Tensor, places: Tensor | None, weight: Tensor) -> Tensor:
+def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, weight: Tensor) -> Tensor:
     count, inputs, height, width = images.shape
     outputs = len(weight)
-    # Its size is the library's business: so many blocks as the cache that all cores share can hold.
+    # The library says how large: as many blocks as the cache that all cores share can hold.
     sums = torch.empty(16 * inputs * outputs)
     size = torch.zeros((), dtype=torch.int64)
     load().call("filter_gradient_work", inputs, outputs, size)
@@ -104,7 +106,7 @@ def _filter_gradient(images: Tensor, gradient: Tensor, places: Tensor | None, we
     result = torch.empty_like(weight, memory_format=_LAYOUT)
     load().call(
         "convolve_filter_gradient",
-        *(images, gradient, places, sums, work, result),
+        *(images, gradient, argmax, sums, work, result),
         *(count, height, width, inputs, outputs),
     )
     return result

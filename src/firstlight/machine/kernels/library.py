@@ -1,4 +1,4 @@
-"""The compiled operations: built by the system's C++ compiler when first needed, and kept in the cache."""
+"""The compiled kernels: built by the system's C++ compiler when first needed, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from firstlight.machine.storage import cache_folder
 _SOURCES = ("bf16.h", "products.h", "winograd.cpp", "norm.cpp")
 _EXTENSIONS = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))
 _FLAGS = ("-O3", "-std=c++17", "-mfma", *_EXTENSIONS, "-fopenmp", "-fPIC", "-shared", "-w")
-_FACTORS = {"FP16": ("-mavx512fp16",), "BF16": ()}
-"""In which format the factors of products may be, best first, and the flags that choose it."""
+_OPERANDS = {"FP16": ("-mavx512fp16",), "BF16": ()}
+"""Number formats of the operands of products, the best first, each with its compiler flags."""
 _COMPILERS = ("g++", "clang++", "c++")
-_SECONDS = 120.0
+_COMPILER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What of the compiled operations there is.
+    """The kernels in use.
 
-    library: None where the plain operations serve.
-    words: which operations are in use, with the reason.
+    library: the compiled ones; None where torch's plain operations are in use.
+    words: which are in use, and why.
     """
 
     library: ctypes.CDLL | None
@@ -45,25 +45,25 @@ class Kernels:
         return self.library is not None
 
     def call(self, name: str, *arguments: Tensor | float | None) -> None:
-        """Call an operation; a tensor goes as the address of its first value, an int as a C long."""
+        """Call a kernel; a tensor is passed as the address of its first value, an int as a C long."""
         self.library[name](*map(_in_c, arguments))  # type: ignore[index]
 
 
 @functools.cache
 def load() -> Kernels:
-    """Return the compiled operations, built now where they were not yet (a few seconds, once a machine).
+    """Return the compiled kernels, built now unless they are in the cache (a few seconds, once a machine).
 
-    They need x86-64 Linux, AVX-512 BF16 and a C++ compiler. With AMX the operations of torch are
-    faster. FIRSTLIGHT_KERNELS=plain asks for the plain ones, =compiled for these in spite of AMX, and
-    =bf16 for these with factors in bf16 where the chip has AVX-512 FP16 too.
+    They need x86-64 Linux, AVX-512 BF16 and a C++ compiler. With AMX torch's own operations are faster.
+    FIRSTLIGHT_KERNELS=plain chooses torch's operations, =compiled the kernels in spite of AMX, and =bf16 the
+    kernels with operands in bf16 where the chip has AVX-512 FP16 too.
     """
-    if reason := _unfit():
+    if reason := _misfit():
         return Kernels(None, f"plain operations: {reason}")
-    for factors in _formats():
+    for operands in _formats():
         try:
-            library = ctypes.CDLL(str(_built(_FACTORS[factors])))
-            return Kernels(library, f"compiled for AVX-512 {factors} (Winograd convolutions)")
-        except _Unbuilt as error:
+            library = ctypes.CDLL(str(_build(_OPERANDS[operands])))
+            return Kernels(library, f"compiled for AVX-512 {operands} (Winograd convolutions)")
+        except _BuildError as error:
             reason = str(error)
     return Kernels(None, f"plain operations: {reason}")
 
@@ -78,71 +78,74 @@ def _in_c(argument: Tensor | float | None) -> Any:
             return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
-def _chosen() -> str:
+def _choice() -> str:
     return os.environ.get("FIRSTLIGHT_KERNELS", "")
 
 
 def _formats() -> list[str]:
-    """List the formats of factors that this chip multiplies, those that the user left, best first."""
-    has_fp16 = cpu_has("avx512_fp16") and _chosen() != "bf16"
-    return [name for name in _FACTORS if name == "BF16" or has_fp16]
+    """List the operands' formats that this chip multiplies and the user allows, the best first."""
+    has_fp16 = cpu_has("avx512_fp16") and _choice() != "bf16"
+    return [name for name in _OPERANDS if name == "BF16" or has_fp16]
 
 
-class _Unbuilt(Exception):
+class _BuildError(Exception):
     """Why there is no library, in words."""
 
 
-def _unfit() -> str:
-    """Say why this machine or its user wants the plain operations; nothing where the compiled ones fit."""
-    chosen = _chosen()
-    if chosen == "plain":
+def _misfit() -> str:
+    """Say why the plain operations are in use; empty where the compiled kernels fit."""
+    choice = _choice()
+    if choice == "plain":
         return "FIRSTLIGHT_KERNELS=plain asks for them"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"none are compiled for {sys.platform} on {platform.machine()}"
     if not cpu_has("avx512_bf16"):
         return "no AVX-512 BF16 here"
-    if cpu_has("amx_tile") and chosen not in ("compiled", "bf16"):
+    if cpu_has("amx_tile") and choice not in ("compiled", "bf16"):
         return "torch's own convolutions use AMX"
-    # Whoever limits torch to an older processor means all that computes.
+    # A limit to older instructions that was set for torch holds here too.
     limited = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if limited or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "torch is limited to older instructions"
     return ""
 
 
-def _built(extra: tuple[str, ...]) -> Path:
-    """Return the library's file, compiled now with these flags too unless the same sources were before."""
+def _build(extra_flags: tuple[str, ...]) -> Path:
+    """Return the library's file from the cache; compile it first where it is not there.
+
+    Raises _BuildError where that fails.
+    """
     here = Path(__file__).parent
     sources = [(here / name).read_bytes() for name in _SOURCES]
     openmp = _openmp()
-    flags = (*_FLAGS, *extra)
-    recipe = repr((flags, openmp, platform.libc_ver())).encode()
-    name = f"kernels-{hashlib.sha256(recipe + b''.join(sources)).hexdigest()[:16]}.so"
-    kept = cache_folder() / name
-    if kept.exists():
-        return kept
-    wished = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, [wished] if wished else _COMPILERS)), None)
+    flags = (*_FLAGS, *extra_flags)
+    build_key = repr((flags, openmp, platform.libc_ver())).encode()
+    name = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}.so"
+    cached = cache_folder() / name
+    if cached.exists():
+        return cached
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else _COMPILERS
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
-        raise _Unbuilt(f"no C++ compiler ({wished or ', '.join(_COMPILERS)})")
+        raise _BuildError(f"no C++ compiler ({', '.join(compilers)})")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as place:
-            fresh = Path(place) / name
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+            output = Path(folder) / name
             units = [str(here / source) for source in _SOURCES if source.endswith(".cpp")]
-            command = [compiler, *flags, *units, "-o", str(fresh), *openmp]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+            command = [compiler, *flags, *units, "-o", str(output), *openmp]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_SECONDS)
             if done.returncode:
-                said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-                raise _Unbuilt(f"{compiler} failed: {said}")
-            ctypes.CDLL(str(fresh))  # a library that does not load is not kept
-            fresh.replace(kept)
+                lines = (line for line in done.stderr.splitlines() if "error" in line)
+                raise _BuildError(f"{compiler} failed: {next(lines, 'no reason given')}")
+            ctypes.CDLL(str(output))  # a library that does not load is not kept
+            output.replace(cached)
     except (OSError, subprocess.SubprocessError) as error:
-        raise _Unbuilt(f"{compiler}: {error}") from error
-    return kept
+        raise _BuildError(f"{compiler}: {error}") from error
+    return cached
 
 
 def _openmp() -> tuple[str, ...]:
-    """Name torch's own OpenMP runtime for the linker: a second one would bring a second set of threads."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return (str(found[0]), f"-Wl,-rpath,{found[0].parent}") if found else ()
+    """Return linker flags for torch's own OpenMP runtime: a second one would start threads of its own."""
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return (str(libraries[0]), f"-Wl,-rpath,{libraries[0].parent}") if libraries else ()
