@@ -57,10 +57,7 @@ class LRFinding:
 
 
 class Finder(Protocol):
-    """The choice of a finder: a frozen dataclass that finds the rates on copies of the network.
-
-    The caller's weights, statistics and random streams are left alone. Raises InputError where no rate fits.
-    """
+    """The choice of a finder: a frozen dataclass that finds the rates on copies of the network."""
 
     def __call__(
         self,
@@ -71,9 +68,9 @@ class Finder(Protocol):
         *,
         objective: Objective = Objective(),
     ) -> LRFinding:
-        """Return LRMAX and LRMIN; raises InputError where it cannot tell them.
+        """Return both rates; raises InputError where there are none.
 
-        Weights, statistics and random state of the caller are left alone.
+        The caller's weights, statistics and random streams are left alone.
         """
         ...
 
