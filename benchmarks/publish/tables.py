@@ -43,10 +43,10 @@ def best(tables: Tables) -> str:
     minutes, seconds = plus.seconds(tta=False) / 60, fast.seconds(tta=True)
     lines = [
         f"{_accuracy(plus, tta=False)} without test-time augmentation, {minutes:.0f} min: `{plus.recipe}`, "
-        f"{short(plus.hardware)}",
+        f"2 cores of an {short(plus.hardware)}",
         f"{_accuracy(fast, tta=True)} with test-time augmentation, **{seconds:.0f} s**: `{fast.recipe}`, "
-        f"{short(fast.hardware)}",
-        f"{ratios} as fast as PyTorch's stock loop, same {loops[0]['threads']} threads",
+        f"2 cores of an {short(fast.hardware)}",
+        f"{ratios} as fast as the same training in plain PyTorch, {loops[0]['threads']} threads each",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
