@@ -28,7 +28,8 @@ from firstlight.figures.style import (
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import Heatmaps
 
-_HEAT = "inferno"
+HEAT = matplotlib.colormaps["inferno"]
+"""Colours of evidence."""
 _TINY = 7.0
 
 
@@ -126,7 +127,7 @@ def overlay(image: np.ndarray, heat: Tensor) -> np.ndarray:
     )
     strength = smooth[0, 0].numpy()[..., None]
     grey = 90 + 0.6 * (image @ np.array([0.299, 0.587, 0.114]))[..., None]
-    colours = 255 * matplotlib.colormaps[_HEAT](strength[..., 0])[..., :3]
+    colours = 255 * HEAT(strength[..., 0])[..., :3]
     mixed = grey * (1 - _opacity(strength)) + colours * _opacity(strength)
     return np.asarray(mixed.round().astype(np.uint8))
 

@@ -148,6 +148,7 @@ class PageData:
             "suspects": answers and answers.suspects,
             "calibration": answers and [vars(each) for each in answers.evaluation.calibration().bins],
             "heat": self.heat,
+            "colours": payload.heat_colours(),
             "curves": payload.curves(self.history, self.schedule) if len(self.history) else None,
             "finder": self.finding and payload.finder(self.finding),
         }

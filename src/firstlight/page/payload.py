@@ -17,6 +17,7 @@ from torch import Tensor
 from firstlight.data.augment import normalise
 from firstlight.errors import InputError
 from firstlight.figures.augmentations import Step, replay
+from firstlight.figures.images import HEAT
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.suspects import suspects
@@ -166,6 +167,12 @@ def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
         "count": len(maps),
         "bytes": base64.b64encode(values.numpy().tobytes()).decode(),
     }
+
+
+def heat_colours() -> list[list[int]]:
+    """Return the 256 colours of evidence, from none to the strongest, as in the figures."""
+    colours: list[list[int]] = (255 * HEAT(np.arange(256))[:, :3]).round().astype(int).tolist()
+    return colours
 
 
 def curves(history: History, schedule: Callable[[int], float] | None) -> dict[str, Any]:

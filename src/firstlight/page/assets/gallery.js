@@ -22,14 +22,6 @@ if (data.items) {
 
   // ---------------------------------------------------------------- Grad-CAM
 
-  // Ten colours of matplotlib's inferno (CC0), from no evidence to the strongest, and the 256 between them.
-  const INFERNO = [[0, 0, 4], [27, 12, 65], [74, 12, 107], [120, 28, 109], [165, 44, 96], [207, 68, 70],
-    [237, 105, 37], [251, 155, 6], [247, 209, 61], [252, 255, 164]];
-  const COLOURS = Array.from({ length: 256 }, (_, strength) => {
-    const place = (strength / 255) * (INFERNO.length - 1), low = Math.floor(place);
-    const next = INFERNO[Math.min(low + 1, INFERNO.length - 1)];
-    return INFERNO[low].map((part, i) => part + (place - low) * (next[i] - part));
-  });
   const heat = data.heat && Uint8Array.from(atob(data.heat.bytes), (letter) => letter.charCodeAt(0));
   /** Return the map of item `i`: 0 for the predicted class, 1 for the true one; null where there is none. */
   function heatMap(i, which) {
@@ -50,7 +42,7 @@ if (data.items) {
     const pixels = veil.getImageData(0, 0, width, height);
     for (let i = 0; i < pixels.data.length; i += 4) {
       const strength = pixels.data[i];
-      pixels.data.set(COLOURS[strength], i);
+      pixels.data.set(data.colours[strength], i);
       pixels.data[i + 3] = 64 + 0.75 * strength;
     }
     veil.putImageData(pixels, 0, 0);
@@ -208,7 +200,7 @@ if (data.items) {
   for (const id of ["#opacity", "#smooth"]) find(id).addEventListener("input", paint);
 
   const scale = new ImageData(256, 1), bar = find("#colours");
-  COLOURS.forEach((colour, x) => scale.data.set([...colour, 255], 4 * x));
+  data.colours.forEach((colour, x) => scale.data.set([...colour, 255], 4 * x));
   bar.width = 256;
   bar.height = 1;
   bar.getContext("2d").putImageData(scale, 0, 0);
