@@ -7,18 +7,18 @@ gradient, where Grad-CAM weighs the whole channel by the mean. On a fine grid it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
-from firstlight.insight.mean_gradient import Cut
-from firstlight.models.network import evaluating
+from firstlight.models.network import endpoints, evaluating
 
-_Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
+_Hook = Callable[[nn.Module, Any, Any], Tensor | None]
 
 METHODS = ("gradcam", "layercam")
 
@@ -55,12 +55,11 @@ def gradcam(
 ) -> Heatmaps:
     """Compute Grad-CAM for N normalised images (fp32, N×C×H×W) and one target class each (int64, N).
 
-    endpoint: a name from `model.endpoints()`; by default the deepest whose grid is at least 7 wide.
+    endpoint: a name from `models.network.endpoints`; by default the deepest whose grid is at least 7 wide.
     method: "gradcam" or "layercam".
     The model's mode and its parameters' gradients are left as they were.
     """
-    (found,) = _gradcam(model, images, (targets,), endpoint, method, batch_size)
-    return found
+    return _gradcam(model, images, (targets,), endpoint, method, batch_size)[0]
 
 
 def gradcam_pair(
@@ -101,65 +100,74 @@ def _gradcam(
     if endpoint not in modules:
         raise InputError(f"the model has no endpoint {endpoint!r}", nearest(endpoint, list(modules)))
     maps: list[list[Tensor]] = [[] for _ in targets]
-    parts = (part.split(batch_size) for part in (images, *targets))
-    # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
+    features: Tensor | None = None
+
+    def begin_graph(_: nn.Module, __: object, output: Any) -> Tensor:
+        """Let the graph begin at the endpoint's output, so that nothing below it is kept or run backwards."""
+        nonlocal features
+        if not _is_grid(output):
+            raise InputError(f"the endpoint {endpoint!r} puts out no grid (N×C×h×w)", "Choose another one.")
+        # Two copies: later in-place operations may write into this output, or into what is passed on.
+        features = output.detach().clone().requires_grad_()
+        torch.set_grad_enabled(True)  # until the `no_grad` around the network ends
+        return features.clone()
+
+    batches = zip(*(part.split(batch_size) for part in (images, *targets)), strict=True)
+    # The backward pass too needs evaluation mode: a checkpointed network runs forward again in it.
     with evaluating(model), torch.inference_mode(False):
-        for some, *wanted in zip(*parts, strict=True):
-            cut = Cut(exact=method == "layercam")
-            with cut, _hooked([(modules[endpoint], cut.begin)]), torch.no_grad():
-                logits = model(some)
-            for number, classes in enumerate(wanted):
+        for batch, *batch_targets in batches:
+            features = None
+            with _hooked([(modules[endpoint], begin_graph)]), torch.no_grad():
+                logits = model(batch)
+            for number, classes in enumerate(batch_targets):
                 # The last backward pass frees the graph on its way.
-                gradient = _gradient(logits, cut.seen, classes, keep_graph=number + 1 < len(wanted))
-                if cut.seen is None or gradient is None:
+                gradient = _gradient(logits, features, classes, keep_graph=number + 1 < len(targets))
+                if features is None or gradient is None:
                     raise InputError(f"the logits do not depend on the endpoint {endpoint!r}")
-                seen = cut.seen.detach().float()
-                if method == "layercam":
-                    evidence = (gradient.relu() * seen).sum(1)
-                else:
-                    evidence = torch.einsum("nc,nchw->nhw", gradient.mean(dim=(2, 3)), seen)
-                maps[number].append(evidence.relu().cpu())
+                weights = gradient.relu() if method == "layercam" else gradient.mean((2, 3), keepdim=True)
+                maps[number].append((weights * features.detach().float()).sum(1).relu().cpu())
     return [Heatmaps(endpoint, torch.cat(maps[number]), each.cpu()) for number, each in enumerate(targets)]
 
 
-def _gradient(logits: Tensor, seen: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
-    """Return the gradient, N×C×h×w, of one logit per image; None where it does not depend on `seen`."""
+def _is_grid(output: object) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 4
+
+
+def _gradient(logits: Tensor, features: Tensor | None, classes: Tensor, *, keep_graph: bool) -> Tensor | None:
+    """Return the gradient, N×C×h×w, of one logit per image; None where it does not depend on `features`."""
     count = logits.shape[1]
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
         raise InputError(f"a target lies outside 0…{count - 1}, the {count} classes")
-    if seen is None or not logits.requires_grad:
+    if features is None or not logits.requires_grad:
         return None
     chosen = torch.zeros_like(logits).scatter_(1, classes.to(logits.device)[:, None], 1)
-    (gradient,) = torch.autograd.grad(logits, seen, chosen, retain_graph=keep_graph, allow_unused=True)
+    (gradient,) = torch.autograd.grad(logits, features, chosen, retain_graph=keep_graph, allow_unused=True)
     return None if gradient is None else gradient.float()
 
 
-def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
-    """Return the model's named endpoints."""
-    if not hasattr(model, "endpoints"):
-        raise InputError(
-            f"{type(model).__name__} names no endpoints",
-            "Give it a method `endpoints()` that maps names to modules, or use a built-in network.",
-        )
-    return model.endpoints()  # type: ignore[no-any-return, operator]
-
-
 def default_endpoint(model: nn.Module, image: Tensor) -> str:
-    """Return the deepest endpoint whose grid is at least 7 wide, for images like this 1×C×H×W one."""
+    """Return the deepest endpoint whose grid is at least 7 wide, for images like this 1×C×H×W one.
+
+    Where all grids are smaller it is the first that has a grid. Raises InputError where none has.
+    """
     modules = endpoints(model)
     widths: dict[str, int] = {}
 
-    def measure(name: str) -> _Hook:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+    def measure(name: str, _: nn.Module, __: object, output: Any) -> None:
+        if _is_grid(output):
             widths[name] = min(output.shape[2:])
 
-        return hook
-
-    hooks = [(module, measure(name)) for name, module in modules.items()]
+    hooks = [(module, partial(measure, name)) for name, module in modules.items()]
     with evaluating(model), _hooked(hooks), torch.no_grad():
         model(image)
-    wide = [name for name in modules if widths[name] >= MIN_GRID]
-    return wide[-1] if wide else next(iter(modules))
+    grids = [name for name in modules if name in widths]
+    if not grids:
+        raise InputError(
+            f"{type(model).__name__} has no endpoint that puts out a grid (N×C×h×w), as Grad-CAM needs",
+            "Give it a method `endpoints()` that maps names to modules with such outputs.",
+        )
+    wide = [name for name in grids if widths[name] >= MIN_GRID]
+    return wide[-1] if wide else grids[0]
 
 
 @contextlib.contextmanager

@@ -27,7 +27,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on, decided once before it starts."""
+    """The device and the precision of a run, and what they run on.
+
+    precision: fp32, bf16 or fp16. allocator: what `tune_allocator` set. determinism: see `choose`.
+    """
 
     device: torch.device
     precision: str
@@ -53,7 +56,7 @@ class Machine:
         return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def synchronise(self) -> None:
-        """Wait until the device has done what was asked of it, so that a clock can be read."""
+        """Wait until the device has finished, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -65,24 +68,23 @@ def choose(
 ) -> Machine:
     """Choose device and precision, and set the memory allocator for training.
 
-    determinism: "draws" gives the same order, augmentation and initial weights everywhere; "bits"
-        asks a GPU, at some cost, also for the same arithmetic in the same order, which a CPU always gives.
+    determinism: "draws" gives the same order, augmentation and initial weights everywhere; "bits" makes a
+        GPU, at some cost, also repeat its arithmetic bit by bit, as a CPU always does.
 
     On a CPU `auto` precision is whichever of bf16 and fp32 is faster in a short measurement; on a
     CUDA device bf16 where it is native, else fp16; on MPS fp32.
     """
-    if determinism not in DETERMINISM:
-        raise InputError(
-            f"unknown level of determinism {determinism!r}", "Known: " + ", ".join(DETERMINISM) + "."
-        )
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}", "Known: " + ", ".join(DEVICES) + ".")
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}", "Known: " + ", ".join(PRECISIONS) + ".")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for name, value, known in (
+        ("level of determinism", determinism, DETERMINISM),
+        ("device", device, DEVICES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}", f"Known: {', '.join(known)}.")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    elif not there[device]:
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    elif not available[device]:
         raise InputError(f"this torch ({torch.__version__}) sees no {device} device", "Use --device cpu.")
     if precision == "fp16" and device == "cpu":
         raise InputError("fp16 training needs a GPU", "On a CPU use --precision bf16 or fp32.")
@@ -93,11 +95,19 @@ def choose(
     if device == "cpu":
         determinism = "bits"
     elif determinism == "bits":
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS asks for it, before its first call
+        # cuBLAS needs it before its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator, determinism)
+
+
+def operations_on(machine: Machine) -> str:
+    """Say in words which kernels are in use on a machine, and why."""
+    if machine.device.type != "cpu":
+        return f"plain operations: on {machine.device.type} torch's own are fast"
+    if machine.precision != "bf16":
+        return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
+    return load().words
 
 
 def _faster_precision(device: torch.device) -> str:
@@ -105,10 +115,9 @@ def _faster_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if device.type == "mps":
         return "fp32"
-    # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32; and chips that have it
-    # differ in how fast it is, so what counts is the operation that a training would take.
-    # In turn, the shortest of each, by a single thread: several wait for the slowest of them, so that other
-    # work on the machine would choose.
+    # Chips differ in how fast their bf16 is, and emulate it without AVX-512 or AMX: so measure the operation
+    # that training uses. In turn, the shortest of each, on a single thread: with several threads, other work
+    # on the machine would decide.
     convolutions = {"bf16": _convolution(torch.bfloat16), "fp32": _convolution(torch.float32)}
     shortest = dict.fromkeys(convolutions, math.inf)
     threads = torch.get_num_threads()
@@ -134,16 +143,7 @@ def _convolution(dtype: torch.dtype) -> Callable[[], None]:
     filters = filters.to(memory_format=torch.channels_last).requires_grad_()
 
     def forward_and_backward() -> None:
-        found = convolve(images, filters) if compiled else F.conv2d(images, filters, padding=1)
-        found.sum().backward()
+        outputs = convolve(images, filters) if compiled else F.conv2d(images, filters, padding=1)
+        outputs.sum().backward()
 
     return forward_and_backward
-
-
-def operations_on(machine: Machine) -> str:
-    """Say in words which operations a machine's network is computed with, and why."""
-    if machine.device.type != "cpu":
-        return f"plain operations: on {machine.device.type} torch's own are fast"
-    if machine.precision != "bf16":
-        return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
-    return load().words

@@ -36,7 +36,7 @@ def fast_bf16_products() -> bool:
 
     Intel's chips do it by AMX. Where that is kept from them (in many virtual machines), their AVX-512
     product of bf16 pairs has half the throughput of fp32; AMD's has four times it. Those of Intel that offer
-    it without AMX are told by their fp16 arithmetic.
+    it without AMX are recognised by their fp16 arithmetic.
     """
     slow = cpu_has("avx512_fp16") and not cpu_has("amx_tile")
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not slow

@@ -52,29 +52,29 @@ class _Convolve(Function):
         count, _, height, width = images.shape
         shrink = 2 if pool else 1
         shape = (count, len(weight), height // shrink, width // shrink)
-        places = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
-        outputs = _run(images, None, weight, places, shape, backwards=False)
-        ctx.save_for_backward(images, weight, places)
+        argmax = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
+        outputs = _run(images, None, weight, argmax, shape, backwards=False)
+        ctx.save_for_backward(images, weight, argmax)
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        images, weight, places = ctx.saved_tensors
+        images, weight, argmax = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_LAYOUT)
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_images = _run(gradient, places, weight, None, tuple(images.shape), backwards=True)
+            of_images = _run(gradient, argmax, weight, None, tuple(images.shape), backwards=True)
         if ctx.needs_input_grad[1]:
-            of_weight = _filter_gradient(images, gradient, places, weight)
+            of_weight = _filter_gradient(images, gradient, argmax, weight)
         return of_images, of_weight, None
 
 
 def _run(
     images: Tensor,
-    places_in: Tensor | None,
+    argmax_in: Tensor | None,
     weight: Tensor,
-    places_out: Tensor | None,
+    argmax_out: Tensor | None,
     shape: tuple[int, ...],
     *,
     backwards: bool,
@@ -84,16 +84,16 @@ def _run(
     load().call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
     result = torch.empty(shape, dtype=torch.bfloat16, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
-    unpooled = 1 if places_in is None else 2
+    unpooled = 1 if argmax_in is None else 2
     load().call(
         "convolve",
-        *(images, places_in, filters, scale, result, places_out),
+        *(images, argmax_in, filters, scale, result, argmax_out),
         *(count, unpooled * height, unpooled * width, channels, shape[1]),
     )
     return result
 
 
-def _filter_gradient(images: Tensor, gradient: Tensor, places: Tensor | None, weight: Tensor) -> Tensor:
+def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, weight: Tensor) -> Tensor:
     count, inputs, height, width = images.shape
     outputs = len(weight)
     # Its size is the library's business: so many blocks as the cache that all cores share can hold.
@@ -104,7 +104,7 @@ def _filter_gradient(images: Tensor, gradient: Tensor, places: Tensor | None, we
     result = torch.empty_like(weight, memory_format=_LAYOUT)
     load().call(
         "convolve_filter_gradient",
-        *(images, gradient, places, sums, work, result),
+        *(images, gradient, argmax, sums, work, result),
         *(count, height, width, inputs, outputs),
     )
     return result

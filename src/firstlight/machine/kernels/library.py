@@ -24,15 +24,15 @@ from firstlight.machine.storage import cache_folder
 _SOURCES = ("bf16.h", "products.h", "winograd.cpp", "norm.cpp")
 _EXTENSIONS = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))
 _FLAGS = ("-O3", "-std=c++17", "-mfma", *_EXTENSIONS, "-fopenmp", "-fPIC", "-shared", "-w")
-_FACTORS = {"FP16": ("-mavx512fp16",), "BF16": ()}
-"""In which format the factors of products may be, best first, and the flags that choose it."""
+_FORMATS = {"FP16": ("-mavx512fp16",), "BF16": ()}
+"""The formats of the factors in a matrix product, best first, and the compiler flags of each."""
 _COMPILERS = ("g++", "clang++", "c++")
 _SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What of the compiled operations there is.
+    """The compiled operations, where there are any.
 
     library: None where the plain operations serve.
     words: which operations are in use, with the reason.
@@ -59,10 +59,10 @@ def load() -> Kernels:
     """
     if reason := _unfit():
         return Kernels(None, f"plain operations: {reason}")
-    for factors in _formats():
+    for name in _formats():
         try:
-            library = ctypes.CDLL(str(_built(_FACTORS[factors])))
-            return Kernels(library, f"compiled for AVX-512 {factors} (Winograd convolutions)")
+            library = ctypes.CDLL(str(_built(_FORMATS[name])))
+            return Kernels(library, f"compiled for AVX-512 {name} (Winograd convolutions)")
         except _Unbuilt as error:
             reason = str(error)
     return Kernels(None, f"plain operations: {reason}")
@@ -83,17 +83,17 @@ def _chosen() -> str:
 
 
 def _formats() -> list[str]:
-    """List the formats of factors that this chip multiplies, those that the user left, best first."""
+    """List the formats that this chip multiplies and that FIRSTLIGHT_KERNELS allows, best first."""
     has_fp16 = cpu_has("avx512_fp16") and _chosen() != "bf16"
-    return [name for name in _FACTORS if name == "BF16" or has_fp16]
+    return [name for name in _FORMATS if name == "BF16" or has_fp16]
 
 
 class _Unbuilt(Exception):
-    """Why there is no library, in words."""
+    """The reason why there is no library."""
 
 
 def _unfit() -> str:
-    """Say why this machine or its user wants the plain operations; nothing where the compiled ones fit."""
+    """Return why the plain operations are used; an empty string where the compiled ones can be."""
     chosen = _chosen()
     if chosen == "plain":
         return "FIRSTLIGHT_KERNELS=plain asks for them"
@@ -111,38 +111,38 @@ def _unfit() -> str:
 
 
 def _built(extra: tuple[str, ...]) -> Path:
-    """Return the library's file, compiled now with these flags too unless the same sources were before."""
+    """Return the library's file; compile it, with these flags too, unless the cache has it."""
     here = Path(__file__).parent
     sources = [(here / name).read_bytes() for name in _SOURCES]
     openmp = _openmp()
     flags = (*_FLAGS, *extra)
-    recipe = repr((flags, openmp, platform.libc_ver())).encode()
-    name = f"kernels-{hashlib.sha256(recipe + b''.join(sources)).hexdigest()[:16]}.so"
-    kept = cache_folder() / name
-    if kept.exists():
-        return kept
-    wished = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, [wished] if wished else _COMPILERS)), None)
+    build_key = repr((flags, openmp, platform.libc_ver())).encode()
+    name = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}.so"
+    library = cache_folder() / name
+    if library.exists():
+        return library
+    compilers = (os.environ["CXX"],) if os.environ.get("CXX") else _COMPILERS
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
-        raise _Unbuilt(f"no C++ compiler ({wished or ', '.join(_COMPILERS)})")
+        raise _Unbuilt(f"no C++ compiler ({', '.join(compilers)})")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as place:
-            fresh = Path(place) / name
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            fresh = Path(folder) / name
             units = [str(here / source) for source in _SOURCES if source.endswith(".cpp")]
             command = [compiler, *flags, *units, "-o", str(fresh), *openmp]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
             if done.returncode:
-                said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-                raise _Unbuilt(f"{compiler} failed: {said}")
-            ctypes.CDLL(str(fresh))  # a library that does not load is not kept
-            fresh.replace(kept)
+                lines = (line for line in done.stderr.splitlines() if "error" in line)
+                raise _Unbuilt(f"{compiler} failed: {next(lines, 'no reason given')}")
+            ctypes.CDLL(str(fresh))  # a library that does not load never enters the cache
+            fresh.replace(library)
     except (OSError, subprocess.SubprocessError) as error:
         raise _Unbuilt(f"{compiler}: {error}") from error
-    return kept
+    return library
 
 
 def _openmp() -> tuple[str, ...]:
     """Name torch's own OpenMP runtime for the linker: a second one would bring a second set of threads."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return (str(found[0]), f"-Wl,-rpath,{found[0].parent}") if found else ()
+    files = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return (str(files[0]), f"-Wl,-rpath,{files[0].parent}") if files else ()

@@ -15,19 +15,15 @@ from firstlight.machine.kernels.library import load
 _LAYOUT = torch.channels_last
 
 
-# An activation x·σ(linear·x + cubic·x³), σ the logistic function; ReLU is none of these and goes as zeros.
-_RELU, _SILU = (0.0, 0.0), (1.0, 0.0)
-_GELU = (2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715)
-
-
 def _coefficients(activation: nn.Module) -> tuple[float, float] | None:
+    """Return `linear` and `cubic` of x·σ(linear·x + cubic·x³), σ the logistic function; zeros mean ReLU."""
     match activation:
         case nn.ReLU():
-            return _RELU
+            return 0.0, 0.0
         case nn.SiLU():
-            return _SILU
+            return 1.0, 0.0
         case nn.GELU(approximate="tanh"):
-            return _GELU
+            return 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
         case _:
             return None
 
@@ -35,8 +31,7 @@ def _coefficients(activation: nn.Module) -> tuple[float, float] | None:
 def serves(norm: nn.BatchNorm2d, activation: nn.Module, images: Tensor) -> bool:
     """Whether the compiled operation computes what `norm` and then `activation` do, in bf16 on a CPU.
 
-    It does so for multiples of 16 channels, for a norm that is as `nn.BatchNorm2d` makes it by default, and
-    for ReLU, SiLU and GELU in its tanh form.
+    It needs a multiple of 16 channels, `nn.BatchNorm2d` with its defaults, and ReLU, SiLU or tanh GELU.
     """
     return (
         _coefficients(activation) is not None
@@ -62,10 +57,10 @@ def norm_activate(images: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -
         mean, variance = norm.running_mean, norm.running_var
     else:
         mean, variance = _statistics(images.detach())
-        _remember(norm, mean, variance, images.numel() // images.shape[1])
-    scale = (variance + norm.eps).rsqrt()
-    shape = _coefficients(activation)
-    return _NormActivate.apply(images, norm.weight, norm.bias, mean, scale, norm.training, shape)  # type: ignore[no-any-return,no-untyped-call]
+        _update_running_statistics(norm, mean, variance, images.numel() // images.shape[1])
+    inverse_std = (variance + norm.eps).rsqrt()
+    coefficients = _coefficients(activation)
+    return _NormActivate.apply(images, norm.weight, norm.bias, mean, inverse_std, norm.training, coefficients)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +74,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> None:
+def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     assert norm.num_batches_tracked is not None and norm.momentum is not None
     norm.num_batches_tracked += 1
@@ -95,24 +90,24 @@ class _NormActivate(Function):
         weight: Tensor,
         bias: Tensor,
         mean: Tensor,
-        rate: Tensor,
+        inverse_std: Tensor,
         training: bool,
-        activation: tuple[float, float],
+        coefficients: tuple[float, float],
     ) -> Tensor:
-        scale = weight * rate
+        scale = weight * inverse_std
         shift = bias - mean * scale
         result = torch.empty_like(images)
         channels = images.shape[1]
         pixels = images.numel() // channels
-        load().call("norm_activate", images, scale, shift, result, pixels, channels, *activation)
-        ctx.training, ctx.activation = training, activation
-        ctx.save_for_backward(images, mean, rate, scale, shift)
+        load().call("norm_activate", images, scale, shift, result, pixels, channels, *coefficients)
+        ctx.training, ctx.coefficients = training, coefficients
+        ctx.save_for_backward(images, mean, inverse_std, scale, shift)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, mean, rate, scale, shift = ctx.saved_tensors
+        images, mean, inverse_std, scale, shift = ctx.saved_tensors
         gradient = gradient.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
         channels = images.shape[1]
         pixels = images.numel() // channels
@@ -120,15 +115,15 @@ class _NormActivate(Function):
         size = (pixels, channels)
         load().call(
             "norm_activate_gradient_sums",
-            *(gradient, images, scale, shift, *size, sums[0], sums[1], *ctx.activation),
+            *(gradient, images, scale, shift, *size, sums[0], sums[1], *ctx.coefficients),
         )
-        of_bias, of_weight = sums[0], rate * (sums[1] - mean * sums[0])
+        of_bias, of_weight = sums[0], inverse_std * (sums[1] - mean * sums[0])
         of_images = None
         if ctx.needs_input_grad[0]:
             # In training the mean and the variance depend on every pixel; in evaluation they are constants.
-            slope = -scale * rate * of_weight / pixels if ctx.training else torch.zeros_like(of_weight)
+            slope = -scale * inverse_std * of_weight / pixels if ctx.training else torch.zeros_like(of_weight)
             offset = -scale * of_bias / pixels - slope * mean if ctx.training else slope
             of_images = torch.empty_like(images)
             arguments = (gradient, images, scale, shift, slope.float(), offset.float(), of_images)
-            load().call("norm_activate_gradient", *arguments, *size, *ctx.activation)
+            load().call("norm_activate_gradient", *arguments, *size, *ctx.coefficients)
         return of_images, of_weight.float(), of_bias.float(), None, None, None, None
