@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny import CPU, TinyNet, image_set
 
-from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.calibration import calibration
 from firstlight.insight.evaluation import Evaluation, Pair, evaluate
@@ -77,15 +76,6 @@ def rows_of(confidences: list[float], classes: int = 4) -> torch.Tensor:
     return rows
 
 
-def test_calibration_of_a_few_images_worked_by_hand() -> None:
-    found = calibration(torch.tensor([0, 1, 0, 0]), rows_of([0.5, 0.7, 0.9, 0.8]), bins=2)
-    low, high = found.bins
-    assert (low.low, low.high, low.count, low.confidence, low.accuracy) == (0, 0.5, 1, 0.5, 1)
-    assert (high.low, high.high, high.count) == (0.5, 1, 3)
-    assert high.confidence == pytest.approx(0.8) and high.accuracy == pytest.approx(2 / 3)
-    assert found.error == pytest.approx((1 * 0.5 + 3 * (0.8 - 2 / 3)) / 4)
-
-
 def test_an_error_of_nought_where_confidence_is_accuracy() -> None:
     assert calibration(torch.tensor([0, 0, 0, 1]), rows_of([0.75] * 4)).error == pytest.approx(0, abs=1e-7)
     assert calibration(torch.tensor([1, 2]), rows_of([1.0, 1.0])).error == pytest.approx(1)
@@ -124,20 +114,16 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
     assert all(below.high == above.low for below, above in itertools.pairwise(bins))
 
 
-def test_an_evaluation_asks_for_its_own_calibration() -> None:
+def test_an_evaluation_gives_its_own_calibration() -> None:
     found = evaluation([0, 0, 1], [0, 1, 1], 3)
     assert found.calibration(4) == calibration(found.labels, found.probabilities, 4)
     assert len(found.calibration().bins) == 15
 
 
-def empty() -> ImageSet:
-    return image_set(4).subset(torch.zeros(0, dtype=torch.int64))
-
-
 def test_no_image_is_bad_input_and_no_division_by_zero() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     with pytest.raises(InputError, match="no image to evaluate"):
-        evaluate(TinyNet(), empty(), CPU)
+        evaluate(TinyNet(), image_set(4).subset(nothing), CPU)
     with pytest.raises(InputError, match="no image to evaluate"):
         Evaluation(("a", "b"), nothing, torch.zeros(0, 2), [])
     with pytest.raises(InputError, match="no image"):

@@ -60,10 +60,7 @@ def test_p_value_of_thousands_is_exact(fixed: int, broken: int) -> None:
         float(min(Fraction(1), Fraction(2 * tail, 2**total))), rel=1e-9
     )
     assert mcnemar(fixed, broken) == mcnemar(broken, fixed)
-
-
-def test_p_value_beyond_the_range_of_numbers_is_nought() -> None:
-    assert mcnemar(100_000, 0) == 0.0
+    assert mcnemar(100_000, 0) == 0.0, "beyond the range of numbers"
 
 
 @pytest.mark.parametrize(
@@ -78,10 +75,7 @@ def test_interval_is_walds_after_half_an_image_more_in_each_cell(fixed: int, bro
     assert paired_interval(fixed, broken, count) == pytest.approx((mean - reach, mean + reach))
     low, high = paired_interval(broken, fixed, count)
     assert (-high, -low) == pytest.approx(paired_interval(fixed, broken, count))
-
-
-def test_interval_stays_within_what_a_difference_can_be() -> None:
-    assert paired_interval(3, 0, 3)[1] == 1.0 and paired_interval(0, 3, 3)[0] == -1.0
+    assert paired_interval(3, 0, 3)[1] == 1.0, "no difference is larger"
 
 
 @pytest.mark.parametrize(("up", "down"), [(0.1, 0.1), (0.2, 0.05), (0.05, 0.3), (0.02, 0.02)])
@@ -105,7 +99,9 @@ def test_it_says_that_a_difference_is_noise() -> None:
     assert (
         "30 images fixed (wrong in the first" in said and "25 broken" in said and "60 wrong in both" in said
     )
-    assert len(said.splitlines()) == 2 and len(str(with_changes(90, 20, 30, 860)).splitlines()) == 3
+    assert len(said.splitlines()) == 2
+    same = with_changes(fixed=0, broken=0, wrong=2, right=8)
+    assert (same.p_value, same.difference, same.differs) == (1.0, 0.0, False) and "+0.00 points" in str(same)
 
 
 def test_it_says_which_is_better() -> None:
@@ -114,16 +110,10 @@ def test_it_says_which_is_better() -> None:
     low, high = found.interval
     assert str(found).startswith("the second is better: 88.00% and 95.00% of 1,000 images")
     assert f"{100 * low:+.2f} to {100 * high:+.2f}" in str(found) and "p < 0.0001" in str(found)
-    assert "several seeds" in str(found)
+    assert "several seeds" in str(found).splitlines()[2]
     back = compare(found.after, found.before)
     assert str(back).startswith("the first is better") and back.difference == -found.difference
     assert back.p_value == found.p_value and back.fixed.tolist() == found.broken.tolist()
-
-
-def test_the_same_evaluation_twice_is_no_difference() -> None:
-    found = with_changes(fixed=0, broken=0, wrong=2, right=8)
-    assert (found.p_value, found.difference, found.differs) == (1.0, 0.0, False)
-    assert "+0.00 points" in str(found)
 
 
 def test_other_images_are_refused_with_a_hint() -> None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from firstlight.errors import InputError
-from firstlight.insight.gradcam import default_endpoint, gradcam, gradcam_pair
+from firstlight.insight.gradcam import METHODS, default_endpoint, gradcam, gradcam_pair
 from firstlight.machine.streams import seeded, stream
 from firstlight.models.custom_resnet import CustomResNet
 
@@ -66,32 +66,25 @@ def by_hand(
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("batch_size", [2, 250])
+@pytest.mark.parametrize("method", METHODS)
 def test_it_equals_the_paper_also_where_a_relu_overwrites_the_endpoint(
-    inplace: bool, batch_size: int
+    inplace: bool, batch_size: int, method: str
 ) -> None:
-    images = noise(5)
-    found = gradcam(Looked(inplace=inplace), images, TARGETS, "first", batch_size=batch_size)
-    assert found.endpoint == "first"
-    assert torch.equal(found.targets, TARGETS)
-    assert tuple(found.maps.shape) == (5, 12, 12)
-    expected = by_hand(images, TARGETS)
+    model, images = Looked(inplace=inplace), noise(5)
+    found = gradcam(model, images, TARGETS, "first", method=method, batch_size=batch_size)
+    assert found.endpoint == "first" and torch.equal(found.targets, TARGETS)
+    expected = by_hand(images, TARGETS, by_place=method == "layercam")
     assert (expected > 0).any() and (expected == 0).any()
     torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-7)
+    pair = gradcam_pair(model, images, TARGETS, OTHERS, "first", method=method, batch_size=batch_size)
+    alone = gradcam(model, images, OTHERS, "first", method=method)
+    for one, other in zip(pair, (found, alone), strict=True):
+        assert one.endpoint == "first" and torch.equal(one.targets, other.targets)
+        torch.testing.assert_close(one.maps, other.maps, rtol=1e-5, atol=1e-8)
+    assert not torch.allclose(pair[0].maps, pair[1].maps)
 
 
 OTHERS = torch.tensor([1, 3, 0, 0, 3])
-
-
-@pytest.mark.parametrize("endpoint", ["first", "second"])
-@pytest.mark.parametrize("batch_size", [2, 250])
-def test_a_pair_is_what_two_calls_give(endpoint: str, batch_size: int) -> None:
-    model, images = Looked(inplace=True), noise(5)
-    pair = gradcam_pair(model, images, TARGETS, OTHERS, endpoint, batch_size=batch_size)
-    for found, targets in zip(pair, (TARGETS, OTHERS), strict=True):
-        alone = gradcam(model, images, targets, endpoint)
-        assert found.endpoint == endpoint and torch.equal(found.targets, targets)
-        torch.testing.assert_close(found.maps, alone.maps, rtol=1e-5, atol=1e-8)
-    assert not torch.allclose(pair[0].maps, pair[1].maps)
 
 
 class Counted(TorchDispatchMode):
@@ -116,35 +109,11 @@ def test_both_classes_cost_one_forward_pass_and_nothing_below_the_endpoint(endpo
     with Counted() as counted:
         gradcam_pair(model, noise(5, 32), TARGETS, OTHERS, endpoint)
     assert counted.forward == 8
-    # Of input, weight and bias the input alone.
-    assert counted.backward == [(True, False, False)] * (2 * above)
-
-
-class Curved(Looked):
-    """Has a curve behind the endpoint that gives each place a gradient of its own."""
-
-    def tail(self, features: Tensor) -> Tensor:
-        return self.linear((3 * self.second(features)).tanh().mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-def test_layercam_weights_every_place_by_its_own_gradient() -> None:
-    model, images = Curved(inplace=False), noise(5)
-    expected = by_hand(images, TARGETS, model, by_place=True)
-    assert not torch.allclose(expected, by_hand(images, TARGETS, model))
-    found = gradcam(model, images, TARGETS, "first", method="layercam", batch_size=2)
-    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
-    pair = gradcam_pair(model, images, OTHERS, TARGETS, "first", method="layercam")
-    torch.testing.assert_close(pair[1].maps, found.maps, rtol=1e-4, atol=1e-6 * float(expected.max()))
-
-
-def test_an_unknown_method_is_answered_with_the_nearest() -> None:
-    with pytest.raises(InputError, match="no method 'layer_cam'") as caught:
-        gradcam(Looked(inplace=False), noise(5), TARGETS, "first", method="layer_cam")
-    assert "'layercam'" in caught.value.hint
+    assert counted.backward == [(True, False, False)] * (2 * above), "of input, weight and bias the input"
 
 
 class Against(nn.Module):
-    """Every feature speaks against class 0 and for class 1."""
+    """Every feature speaks against class 0 and for class 1; it names no endpoints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,15 +125,11 @@ class Against(nn.Module):
         total = self.features(images).sum(dim=(1, 2, 3))
         return torch.stack([-total, total], dim=1)
 
-    def endpoints(self) -> dict[str, nn.Module]:
-        return {"features": self.features}
-
 
 def test_where_nothing_speaks_for_a_class_the_map_is_empty() -> None:
     found = gradcam(Against(), torch.rand(4, 3, 8, 8, generator=stream(0)), torch.tensor([0, 1, 0, 1]))
-    assert found.empty.tolist() == [True, False, True, False]
-    assert (found.maps[[0, 2]] == 0).all()
-    assert (found.maps[[1, 3]] > 0).all()
+    assert found.endpoint == "features" and found.empty.tolist() == [True, False, True, False]
+    assert (found.maps[[0, 2]] == 0).all() and (found.maps[[1, 3]] > 0).all()
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -258,19 +223,11 @@ class Aside(Looked):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_an_endpoint_that_the_logits_do_not_depend_on_is_named(frozen: bool) -> None:
+@pytest.mark.parametrize("endpoint", ["first", "never"])
+def test_an_endpoint_that_the_logits_do_not_depend_on_is_named(frozen: bool, endpoint: str) -> None:
     model = Aside(inplace=False).requires_grad_(not frozen)
-    with pytest.raises(InputError, match="do not depend on the endpoint 'first'"):
-        gradcam(model, noise(5), TARGETS, "first")
-    with pytest.raises(InputError, match="do not depend on the endpoint 'never'"):
-        gradcam(model, noise(5), TARGETS, "never")
-
-
-@pytest.mark.parametrize("wrong", [-1, 4])
-def test_a_target_must_be_one_of_the_classes(wrong: int) -> None:
-    targets = torch.tensor([0, 1, wrong, 2, 3])
-    with pytest.raises(InputError, match="outside 0…3, the 4 classes"):
-        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, targets, "first")
+    with pytest.raises(InputError, match=f"do not depend on the endpoint '{endpoint}'"):
+        gradcam(model, noise(5), TARGETS, endpoint)
 
 
 def test_the_custom_resnet_is_looked_at_where_its_grid_is_8_wide() -> None:
@@ -287,25 +244,30 @@ def test_by_default_the_deepest_endpoint_at_least_7_wide_is_looked_at(side: int,
     assert default_endpoint(Looked(inplace=True), noise(1, side)) == endpoint
 
 
-def test_an_unknown_endpoint_is_answered_with_the_nearest() -> None:
-    with pytest.raises(InputError, match="'frist'") as caught:
-        gradcam(Looked(inplace=False), noise(2), TARGETS[:2], "frist")
-    assert "'first'" in caught.value.hint
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        ({"targets": torch.tensor([0, 1, -1, 2, 3])}, "outside 0…3, the 4 classes", ""),
+        ({"targets": torch.tensor([0, 1, 4, 2, 3])}, "outside 0…3, the 4 classes", ""),
+        ({"targets": TARGETS[:1]}, "5 images need 5 targets", ""),
+        ({"targets": torch.zeros(6, dtype=torch.int64)}, "5 images need 5 targets", ""),
+        ({"endpoint": "frist"}, "no endpoint 'frist'", "'first'"),
+        ({"method": "layer_cam"}, "no method 'layer_cam'", "'layercam'"),
+    ],
+)
+def test_what_does_not_fit_is_bad_input(arguments: dict[str, Any], message: str, hint: str) -> None:
+    given = {"targets": TARGETS, "endpoint": "first"} | arguments
+    with pytest.raises(InputError, match=message) as caught:
+        gradcam(Looked(inplace=False), noise(5), **given)
+    assert hint in caught.value.hint
+    with pytest.raises(InputError, match=message):
+        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, given.pop("targets"), **given)
 
 
-@pytest.mark.parametrize("count", [1, 4, 6])
-def test_each_image_needs_one_target(count: int) -> None:
-    with pytest.raises(InputError, match="5 images need 5 targets"):
-        gradcam(Looked(inplace=False), noise(5), torch.zeros(count, dtype=torch.int64), "first")
-    with pytest.raises(InputError, match="5 images need 5 targets"):
-        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, torch.zeros(count, dtype=torch.int64), "first")
-
-
-def test_a_model_that_names_no_endpoints_is_looked_at_by_its_parts_that_have_a_grid() -> None:
-    model, images = TinyNet(), noise(2, 8)
-    assert default_endpoint(model, images[:1]) == "norm"
-    with pytest.raises(InputError, match="endpoint 'linear' has no grid, its output is 2-D"):
-        gradcam(model, images, TARGETS[:2], "linear")
-    with pytest.raises(InputError, match="no endpoint of Sequential has a grid") as caught:
-        gradcam(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), images, TARGETS[:2])
-    assert "endpoints()" in caught.value.hint
+def test_an_own_network_is_looked_at_where_a_child_has_a_grid() -> None:
+    assert default_endpoint(TinyNet(), noise(1)) == "norm"
+    with pytest.raises(InputError, match="'linear' puts out no grid"):
+        gradcam(TinyNet(), noise(5), TARGETS, "linear")
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4))
+    with pytest.raises(InputError, match="Sequential has no endpoint that puts out a grid"):
+        gradcam(flat, noise(5), TARGETS)

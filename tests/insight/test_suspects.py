@@ -61,11 +61,8 @@ def test_order_holds_every_image_once_from_the_highest_score_and_ties_in_order()
     assert sorted(found.order.tolist()) == list(range(200))
     ranked = found.scores[found.order]
     assert bool((ranked[:-1] >= ranked[1:]).all())
-    assert (found.order.dtype, found.scores.dtype, found.suggested.dtype) == (
-        torch.int64,
-        torch.float32,
-        torch.int64,
-    )
+    dtypes = (found.order.dtype, found.scores.dtype, found.suggested.dtype)
+    assert dtypes == (torch.int64, torch.float32, torch.int64)
     true = torch.tensor([0, 1] * 4)
     rows = torch.tensor([[0.75, 0.25], [0.25, 0.75]] * 4)
     assert suspects(true, rows).order.tolist() == list(range(8))
@@ -158,11 +155,8 @@ def test_half_precision_and_zeros_are_taken_as_they_come() -> None:
     certain = suspects(torch.tensor([0, 1, 1, 0]), torch.eye(2)[[0, 1, 1, 1]])
     assert certain.order[0] == 3 and bool(torch.isfinite(certain.scores).all())
     assert certain.suggested.tolist() == [0, 1, 1, 1]
-
-
-def test_a_single_image_can_be_judged() -> None:
-    found = suspects(torch.tensor([1]), torch.tensor([[0.9, 0.1]]))
-    assert found.order.tolist() == [0] and found.suggested.tolist() == [0] and found.count in (0, 1)
+    single = suspects(torch.tensor([1]), torch.tensor([[0.9, 0.1]]))
+    assert single.order.tolist() == [0] and single.suggested.tolist() == [0] and single.count in (0, 1)
 
 
 def test_nothing_that_was_given_is_changed_and_no_global_stream_is_drawn_from() -> None:

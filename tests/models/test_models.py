@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import global_random_states, random_images
+from tiny import digest, global_random_states, random_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firstlight.errors import InputError
 from firstlight.machine.streams import seeded
-from firstlight.models.blocks import ConvBlock, Residual
 from firstlight.models.custom_resnet import CustomResNet, CustomResNetSpec
-from firstlight.models.network import count_parameters, evaluating, layers
+from firstlight.models.network import count_parameters, endpoints, layers
 
 
 def narrow(seed: int = 0, **settings: float) -> CustomResNet:
@@ -45,44 +44,35 @@ def test_every_layer_and_what_comes_out_of_it() -> None:
     with torch.device("meta"):
         model = CustomResNet(10, bias=False)
 
-    def part(
-        name: str, inputs: int, width: int, side: int, pool: bool
-    ) -> list[tuple[str, str, tuple[int, ...]]]:
+    def part(name: str, width: int, side: int, pool: bool = False) -> list[tuple[str, str, tuple[int, ...]]]:
         grid, before = (width, side, side), (width, 2 * side, 2 * side)
         rows = [(f"{name}.conv", "conv 3×3, stride 1, padding 1", before if pool else grid)]
         rows += [(f"{name}.pool", "max-pool 2", grid)] if pool else []
         return [*rows, (f"{name}.norm", "batch norm", grid), (f"{name}.relu", "ReLU", grid)]
 
     def residual(name: str, width: int, side: int) -> list[tuple[str, str, tuple[int, ...]]]:
-        rows = [*part(f"{name}.block.0", width, width, side, False)]
-        rows += part(f"{name}.block.1", width, width, side, False)
+        rows = part(f"{name}.block.0", width, side) + part(f"{name}.block.1", width, side)
         return [*rows, (name, "add the block's input, once", (width, side, side))]
 
-    expected = [
-        *part("prep", 3, 64, 32, False),
-        *part("layer1.0", 64, 128, 16, True),
+    assert [(layer.name, layer.operation, layer.output) for layer in layers(model, (3, 32, 32))] == [
+        *part("prep", 64, 32),
+        *part("layer1.0", 128, 16, pool=True),
         *residual("layer1.1", 128, 16),
-        *part("layer2", 128, 256, 8, True),
-        *part("layer3.0", 256, 512, 4, True),
+        *part("layer2", 256, 8, pool=True),
+        *part("layer3.0", 512, 4, pool=True),
         *residual("layer3.1", 512, 4),
         ("pool", "max-pool 4", (512, 1, 1)),
         ("linear", "linear, no bias", (10,)),
     ]
-    found = layers(model, (3, 32, 32))
-    assert [(layer.name, layer.operation, layer.output) for layer in found] == expected
 
 
-def test_the_number_of_multiplications() -> None:
-    with torch.device("meta"):
-        model = CustomResNet(10)
-    outputs = {layer.name: layer.output for layer in layers(model, (3, 32, 32))}
-    total = 0
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            total += module.weight.numel() * outputs[name][1] * outputs[name][2]
-        elif isinstance(module, nn.Linear):
-            total += module.weight.numel()
-    assert total == pytest.approx(379e6, rel=0.01)
+def test_a_layer_that_puts_out_no_tensor_is_left_out_of_the_table() -> None:
+    class Last(nn.Module):
+        def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+            return x[0]
+
+    found = layers(nn.Sequential(nn.Flatten(2), nn.LSTM(64, 5), Last()), (3, 8, 8))
+    assert [layer.name for layer in found] == ["0", "2"]
 
 
 def test_forward_equals_the_assignment_written_out() -> None:
@@ -107,23 +97,6 @@ def test_forward_equals_the_assignment_written_out() -> None:
         torch.testing.assert_close(model(noise(3)), x / 8, rtol=1e-4, atol=1e-5)
 
 
-def test_a_residual_adds_its_input_once() -> None:
-    images = noise(2)
-    block = nn.Conv2d(3, 3, 1)
-    assert torch.equal(Residual(block)(images), images + block(images))
-
-
-def test_the_pool_stands_before_the_norm() -> None:
-    assert list(dict(ConvBlock(3, 4, pool=True).named_children())) == ["conv", "pool", "norm", "relu"]
-    assert list(dict(ConvBlock(3, 4).named_children())) == ["conv", "norm", "relu"]
-
-
-def test_the_softmax_is_left_to_the_loss() -> None:
-    with torch.no_grad():
-        # Were it in the network already, logits could not be negative.
-        assert narrow()(noise(4)).min() < 0
-
-
 def test_names_and_first_weights_stay_what_finished_runs_kept() -> None:
     with seeded(0, "weights"):
         model = CustomResNet(10, width=2)
@@ -140,18 +113,10 @@ def test_names_and_first_weights_stay_what_finished_runs_kept() -> None:
     assert model.linear.bias[:2].tolist() == pytest.approx(last, rel=1e-6)
 
 
-def test_endpoints_have_grids_of_32_16_8_and_4() -> None:
+def test_endpoints_are_the_stages() -> None:
     model = narrow()
-    grids = {}
-    for name, module in model.endpoints().items():
-        module.register_forward_hook(lambda _, __, out, name=name: grids.update({name: tuple(out.shape)}))
-    model(noise(1))
-    assert grids == {
-        "prep": (1, 2, 32, 32),
-        "layer1": (1, 4, 16, 16),
-        "layer2": (1, 8, 8, 8),
-        "layer3": (1, 16, 4, 4),
-    }
+    assert list(endpoints(model)) == ["prep", "layer1", "layer2", "layer3"]
+    assert all(module is getattr(model, name) for name, module in endpoints(model).items())
 
 
 def test_width_classes_and_channels_can_be_chosen() -> None:
@@ -160,10 +125,6 @@ def test_width_classes_and_channels_can_be_chosen() -> None:
     assert model.logit_scale == 0.5
     assert tuple(model.linear.weight.shape) == (7, 24)
     assert tuple(model(noise(2, channels=1)).shape) == (2, 7)
-
-
-def test_the_logit_scale_is_a_factor() -> None:
-    torch.testing.assert_close(narrow(logit_scale=0.5)(noise(2)), narrow()(noise(2)) / 2)
 
 
 @pytest.mark.parametrize("settings", [{"num_classes": 1}, {"width": 0}, {"channels": 0}])
@@ -175,26 +136,9 @@ def test_impossible_networks_are_refused(settings: dict[str, int]) -> None:
 def test_listing_layers_changes_nothing() -> None:
     model, before = narrow().train(), global_random_states()
     model.layer2.eval()
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
+    weights, modes = digest(model.state_dict().values()), [module.training for module in model.modules()]
     layers(model, (3, 32, 32))
-    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert digest(model.state_dict().values()) == weights
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks for module in model.modules())
     assert global_random_states() == before
-
-
-def test_each_module_gets_its_own_mode_back() -> None:
-    model = narrow().train()
-    model.layer1.eval()
-    modes = [module.training for module in model.modules()]
-    with pytest.raises(ZeroDivisionError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise ZeroDivisionError
-    assert [module.training for module in model.modules()] == modes
-
-
-def test_only_trainable_parameters_are_counted() -> None:
-    model = nn.Linear(3, 2)
-    model.bias.requires_grad_(False)
-    assert count_parameters(model) == 6

@@ -1,4 +1,4 @@
-"""Whether a network is right as often as it says."""
+"""Calibration: whether a network is right as often as it is confident."""
 
 from __future__ import annotations
 
@@ -47,24 +47,15 @@ def calibration(labels: Tensor, probabilities: Tensor, bins: int = 15) -> Calibr
     if not len(labels):
         raise InputError("there is no image whose confidence could be compared", "Give at least one.")
     confidence, predicted = probabilities.max(1)
-    # Rounded as the confidences are, so that one that lies on an edge is found to lie on it.
+    # Rounded as the confidences are, so that one on an edge equals it.
     edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(confidence.dtype)
-    place = torch.bucketize(confidence, edges)
-    counts = torch.bincount(place, minlength=bins)
-    said = torch.bincount(place, confidence.double(), minlength=bins)
-    right = torch.bincount(place, (predicted == labels).double(), minlength=bins)
-    error = float((right - said).abs().sum()) / len(labels)
-    rows = zip(counts.tolist(), said.tolist(), right.tolist(), strict=True)
-    return Calibration(
-        error,
-        tuple(
-            Bin(
-                number / bins,
-                (number + 1) / bins,
-                count,
-                sum_said / count if count else None,
-                hits / count if count else None,
-            )
-            for number, (count, sum_said, hits) in enumerate(rows)
-        ),
-    )
+    bin_index = torch.bucketize(confidence, edges)
+    counts = torch.bincount(bin_index, minlength=bins)
+    confidences = torch.bincount(bin_index, confidence.double(), minlength=bins)
+    hits = torch.bincount(bin_index, (predicted == labels).double(), minlength=bins)
+    error = float((hits - confidences).abs().sum()) / len(labels)
+    rows = []
+    for index, count in enumerate(counts.tolist()):
+        means = [float(sums[index]) / count if count else None for sums in (confidences, hits)]
+        rows.append(Bin(index / bins, (index + 1) / bins, count, *means))
+    return Calibration(error, tuple(rows))

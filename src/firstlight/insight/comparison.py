@@ -44,21 +44,17 @@ class Comparison:
     @cached_property
     def fixed(self) -> Tensor:
         """Indices, ascending, of the images that were wrong before and are right after: int64."""
-        return _places(~self._right(self.before) & self._right(self.after))
+        return torch.nonzero(~self.before.correct & self.after.correct).flatten()
 
     @cached_property
     def broken(self) -> Tensor:
         """Indices, ascending, of the images that were right before and are wrong after: int64."""
-        return _places(self._right(self.before) & ~self._right(self.after))
+        return torch.nonzero(self.before.correct & ~self.after.correct).flatten()
 
     @cached_property
     def still_wrong(self) -> Tensor:
         """Indices, ascending, of the images that are wrong in both: int64."""
-        return _places(~self._right(self.before) & ~self._right(self.after))
-
-    @staticmethod
-    def _right(evaluation: Evaluation) -> Tensor:
-        return evaluation.predictions == evaluation.labels
+        return torch.nonzero(~self.before.correct & ~self.after.correct).flatten()
 
     @property
     def difference(self) -> float:
@@ -81,11 +77,11 @@ class Comparison:
         return self.p_value < SIGNIFICANCE
 
     def changes(self, count: int | None = None) -> tuple[Change, ...]:
-        """Return the changed images by index, the first `count` or all; each is named by who had it wrong."""
-        places = torch.cat([self.fixed, self.broken]).sort().values[:count].tolist()
+        """Return the first `count` changed images by index, or all; names come from the one that errs."""
+        indices = torch.cat([self.fixed, self.broken]).sort().values[:count].tolist()
         before, after = self.before, self.after
         rows = []
-        for index in places:
+        for index in indices:
             true, old, new = (int(t[index]) for t in (before.labels, before.predictions, after.predictions))
             names = before.names if old != true else after.names
             rows.append(Change(index, names[index], true, old, new))
@@ -130,10 +126,6 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             "Evaluate both networks on the same images, in the same order.",
         )
     return Comparison(before, after)
-
-
-def _places(chosen: Tensor) -> Tensor:
-    return torch.nonzero(chosen).flatten()
 
 
 def _images(count: int) -> str:

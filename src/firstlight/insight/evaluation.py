@@ -24,10 +24,9 @@ from firstlight.models.network import evaluating
 class ClassScore:
     """How one class fares. count: the images that truly are of it.
 
-    precision: of the images called so, the fraction that are; None where none is called so.
-    recall: of the images that are, the fraction called so; None where none is.
-    f1: their harmonic mean, 2 × right / (count + called so); 0 for a class that is there and never
-        called, None for one that is neither there nor called.
+    precision: of the images predicted as it, the fraction that are; None where none is predicted.
+    recall: of the images that are of it, the fraction predicted as it; None where there is none.
+    f1: their harmonic mean, 2 × right / (count + predicted); None where both numbers are 0.
     """
 
     name: str
@@ -79,10 +78,15 @@ class Evaluation:
     def loss(self) -> float:
         return float(self.losses.mean())
 
+    @cached_property
+    def correct(self) -> Tensor:
+        """Whether the predicted class is the label: bool, N."""
+        return self.predictions == self.labels
+
     @property
     def right(self) -> int:
         """The number of right answers."""
-        return int((self.predictions == self.labels).sum())
+        return int(self.correct.sum())
 
     @property
     def accuracy(self) -> float:
@@ -98,36 +102,35 @@ class Evaluation:
     def confusion(self) -> Tensor:
         """Counts, int64, K×K: row the true class, column the predicted."""
         count = len(self.classes)
-        return torch.bincount(self.labels * count + self.predictions, minlength=count * count).view(
-            count, count
-        )
+        pairs = self.labels * count + self.predictions
+        return torch.bincount(pairs, minlength=count * count).view(count, count)
 
     @cached_property
     def mistakes(self) -> Tensor:
         """Indices of the wrongly classified images, the highest loss first."""
-        wrong = torch.nonzero(self.predictions != self.labels).flatten()
+        wrong = torch.nonzero(~self.correct).flatten()
         return wrong[self.losses[wrong].argsort(descending=True, stable=True)]
 
     @cached_property
     def per_class(self) -> tuple[ClassScore, ...]:
         """Precision, recall and F1 of each class, in the order of the classes."""
         right = self.confusion.diagonal().tolist()
-        there, called = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
+        counts, predicted = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
         return tuple(
-            ClassScore(name, of, _share(hit, said), _share(hit, of), _share(2 * hit, of + said))
-            for name, hit, of, said in zip(self.classes, right, there, called, strict=True)
+            ClassScore(name, count, _share(hits, calls), _share(hits, count), _share(2 * hits, count + calls))
+            for name, hits, count, calls in zip(self.classes, right, counts, predicted, strict=True)
         )
 
     def top_pairs(self, count: int = 5) -> tuple[Pair, ...]:
         """Return the pairs of classes that are confused most often, at most `count`; ties by class."""
         classes = len(self.classes)
         wrong = self.confusion.clone().fill_diagonal_(0).flatten()
-        places = wrong.argsort(descending=True, stable=True)[: max(count, 0)].tolist()
-        pairs = (Pair(place // classes, place % classes, int(wrong[place])) for place in places)
+        cells = wrong.argsort(descending=True, stable=True)[: max(count, 0)].tolist()
+        pairs = (Pair(cell // classes, cell % classes, int(wrong[cell])) for cell in cells)
         return tuple(pair for pair in pairs if pair.count)
 
     def calibration(self, bins: int = 15) -> Calibration:
-        """Say how far the confidence in the predicted class is from its accuracy; see `calibration`."""
+        """Return the expected calibration error and its bins; see `calibration`."""
         return calibration(self.labels, self.probabilities, bins)
 
 
@@ -152,17 +155,17 @@ class Views:
 
     def __call__(self, images: Tensor) -> list[tuple[Tensor, float]]:
         """Return the views of N×C×H×W images with their weights, which add up to 1."""
-        placed = [(images, 1.0)]
+        shifted = [(images, 1.0)]
         if self.shift:
             height, width = images.shape[2:]
             padded = F.pad(images, (self.shift,) * 4, mode="reflect")
             padded = padded.contiguous(memory_format=torch.channels_last)
             starts = (0, 2 * self.shift)
             corners = (padded[:, :, start : start + height, start : start + width] for start in starts)
-            placed = [(images, 0.5), *((corner, 0.25) for corner in corners)]
+            shifted = [(images, 0.5), *((corner, 0.25) for corner in corners)]
         if not self.mirror:
-            return placed
-        return [(view, weight / 2) for image, weight in placed for view in (image, image.flip(3))]
+            return shifted
+        return [(view, weight / 2) for image, weight in shifted for view in (image, image.flip(3))]
 
 
 def evaluate(

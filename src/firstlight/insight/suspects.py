@@ -1,9 +1,9 @@
-"""Labels to be doubted, from what networks say of images that they were not trained on.
+"""Label errors, by the probabilities of networks that were not trained on these images.
 
 The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). The answer here is a
 model with K + 2 numbers, fitted to the given labels by maximum likelihood: the probabilities are calibrated
-by a temperature and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that a network that
-is too sure, or a class that it is never sure of, casts no doubt by itself; and a share of the labels was
+by a temperature and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that neither an
+overconfident network nor a class that it is unsure of counts as evidence; and a share of the labels was
 replaced by another class at random. That share is what contradicts a calibrated network.
 """
 
@@ -26,9 +26,9 @@ _USUAL_SHARE = -3.0
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """Images by how doubtful their given label is.
+    """Images by how likely their given label is an error.
 
-    order: int64, N, all indices, the most doubtful first. scores: fp32, N, higher is more doubtful: the
+    order: int64, N, all indices, the likeliest error first. scores: fp32, N, the
     log-odds of the likeliest other class against the given one, so that above 0 the other is likelier.
     suggested: int64, N, the class that the image looks like, whatever its label. count: the estimated number
     of wrong labels, those that are likelier wrong than right. It is 0 for a network that knows nothing, and
@@ -42,7 +42,7 @@ class Suspects:
 
 
 def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
-    """Rank images by how doubtful their label is.
+    """Rank images by how likely their label is an error.
 
     labels: int64, N. probabilities: N×K, rows sum to 1; OUT OF SAMPLE, each row from a network that was not
     trained on its image, or the wrong labels were learnt and are believed. Raises InputError where the two

@@ -1,4 +1,4 @@
-"""Blocks of which networks are made, and a table that shows what a network is made of."""
+"""Blocks of which networks are made."""
 
 from __future__ import annotations
 
@@ -27,15 +27,21 @@ def check_choices(activation: str, logit_scale: float = 1.0) -> None:
         raise InputError(f"logit_scale must be above 0, not {logit_scale:g}")
 
 
+def check_sizes(num_classes: int, channels: int) -> None:
+    """Raise InputError where there is nothing to tell apart, or nothing to see."""
+    if num_classes < 2 or channels < 1:
+        raise InputError(f"no network of {num_classes} classes and {channels} channels")
+
+
 class ConvBlock(nn.Sequential):
     """3×3 convolution (stride 1, padding 1) → optional 2×2 max-pool → batch norm → activation.
 
     activation: a name of `ACTIVATIONS`.
     identity: start with filters that hand the first channels on as they are, the others random
         (`nn.init.dirac_`), so that at first much of the image reaches every depth.
-    norm_scale: whether batch norm learns a factor for each channel; the offset is always learned.
+    norm_scale: whether batch norm learns its weight (scale); the bias is always learned.
 
-    In bf16 on a CPU that they fit, `firstlight.machine.kernels` compute the same in fewer steps.
+    In bf16 on a CPU that has them, the compiled `machine.kernels` compute the same in fewer steps.
     """
 
     conv: nn.Conv2d
@@ -52,14 +58,10 @@ class ConvBlock(nn.Sequential):
         norm_scale: bool = True,
     ) -> None:
         check_choices(activation)
-        layers: list[tuple[str, nn.Module]] = [("conv", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))]
+        layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
         if pool:
-            layers.append(("pool", nn.MaxPool2d(2)))
-        layers += [
-            ("norm", nn.BatchNorm2d(outputs)),
-            (activation, ACTIVATIONS[activation]()),
-        ]
-        super().__init__(OrderedDict(layers))
+            layers["pool"] = nn.MaxPool2d(2)
+        super().__init__(layers | {"norm": nn.BatchNorm2d(outputs), activation: ACTIVATIONS[activation]()})
         self.pooled = pool
         self.norm.weight.requires_grad_(norm_scale)
         if identity:

@@ -4,68 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import ACTIVATIONS, ConvBlock, check_choices
+from firstlight.models.blocks import ACTIVATIONS, ConvBlock, check_choices, check_sizes
 from firstlight.models.whitening import Whitening
-
-
-class FastNet(nn.Module):
-    """Classifies N×`channels`×32×32 images; `forward` returns N×`num_classes` logits.
-
-    After airbench94 (Jordan 2024, arXiv 2404.00498, section 3), with sides of 32, 16, 8 and 4 instead of 31,
-    15, 7 and 3, which an even tiling computes at the same cost, and whitening by 3×3 instead of 2×2 filters.
-
-    widths: channels of the three stages. stem: of the whitening, at most 16 for each channel of the images.
-    logit_scale, activation, identity, norm_scale: as in `CustomResNet`.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        *,
-        widths: tuple[int, int, int] = (64, 256, 256),
-        stem: int = 32,
-        channels: int = 3,
-        logit_scale: float = 1 / 16,
-        activation: str = "gelu",
-        identity: bool = True,
-        norm_scale: bool = False,
-    ) -> None:
-        super().__init__()
-        if num_classes < 2 or min(widths) < 1 or channels < 1:
-            raise InputError(f"no network of {num_classes} classes, widths {widths} and {channels} channels")
-        self.logit_scale = logit_scale
-        block = partial(ConvBlock, activation=activation, identity=identity, norm_scale=norm_scale)
-        first, second, third = widths
-        # There are 18 directions a channel, both signs counted; the kernels want a multiple of 16.
-        stem = min(stem, 16 * channels)
-        self.whiten = nn.Sequential(Whitening(channels, stem), ACTIVATIONS[activation]())
-        self.stage1 = nn.Sequential(block(stem, first, pool=True), block(first, first))
-        self.stage2 = nn.Sequential(block(first, second, pool=True), block(second, second))
-        self.stage3 = nn.Sequential(block(second, third, pool=True), block(third, third))
-        self.pool = nn.AdaptiveMaxPool2d(1)
-        self.linear = nn.Linear(third, num_classes, bias=False)
-
-    def prepare(self, images: Tensor) -> None:
-        """Fit the whitening to normalised training images, N×C×H×W; a thousand are enough."""
-        whitening = self.whiten[0]
-        assert isinstance(whitening, Whitening)
-        whitening.fit(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.whiten(images)
-        x = self.stage1(x)
-        x = self.stage2(x)
-        x = self.stage3(x)
-        x = self.pool(x).flatten(1)
-        return self.linear(x) * self.logit_scale  # type: ignore[no-any-return]
-
-    def endpoints(self) -> dict[str, nn.Module]:
-        """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""
-        return {"whiten": self.whiten, "stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}
 
 
 @dataclass(frozen=True)
@@ -94,3 +39,45 @@ class FastNetSpec:
 
     def __call__(self, num_classes: int, channels: int = 3) -> FastNet:
         return FastNet(num_classes, channels=channels, **vars(self))
+
+
+class FastNet(nn.Module):
+    """Classifies N×`channels`×32×32 images; `forward` returns N×`num_classes` logits.
+
+    After airbench94 (Jordan 2024, arXiv 2404.00498, section 3), with sides of 32, 16, 8 and 4 instead of 31,
+    15, 7 and 3, which an even tiling computes at the same cost, and whitening by 3×3 instead of 2×2 filters.
+
+    fields: those of `FastNetSpec`.
+    """
+
+    def __init__(self, num_classes: int = 10, *, channels: int = 3, **fields: Any) -> None:
+        super().__init__()
+        check_sizes(num_classes, channels)
+        spec = FastNetSpec(**fields)
+        self.logit_scale = spec.logit_scale
+        block = partial(
+            ConvBlock, activation=spec.activation, identity=spec.identity, norm_scale=spec.norm_scale
+        )
+        first, second, third = spec.widths
+        # There are 18 directions a channel, both signs counted; the kernels want a multiple of 16.
+        stem = min(spec.stem, 16 * channels)
+        self.whiten = nn.Sequential(Whitening(channels, stem), ACTIVATIONS[spec.activation]())
+        self.stage1 = nn.Sequential(block(stem, first, pool=True), block(first, first))
+        self.stage2 = nn.Sequential(block(first, second, pool=True), block(second, second))
+        self.stage3 = nn.Sequential(block(second, third, pool=True), block(third, third))
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.linear = nn.Linear(third, num_classes, bias=False)
+
+    def prepare(self, images: Tensor) -> None:
+        """Fit the whitening to normalised training images, N×C×H×W; a thousand are enough."""
+        whitening = self.whiten[0]
+        assert isinstance(whitening, Whitening)
+        whitening.fit(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stage3(self.stage2(self.stage1(self.whiten(images))))
+        return self.linear(self.pool(x).flatten(1)) * self.logit_scale  # type: ignore[no-any-return]
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""
+        return {"whiten": self.whiten, "stage1": self.stage1, "stage2": self.stage2, "stage3": self.stage3}

@@ -26,15 +26,15 @@ def prepare(model: nn.Module, images: Tensor) -> None:
 
     A network asks by a method `prepare(images)`.
     """
-    asks = getattr(model, "prepare", None)
-    if asks is not None:
-        asks(images)
+    method = getattr(model, "prepare", None)
+    if method is not None:
+        method(images)
 
 
 def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
     """Name the modules that Grad-CAM can look at: those of `model.endpoints()`, else its direct children."""
-    names = getattr(model, "endpoints", None)
-    return names() if names is not None else dict(model.named_children())
+    method = getattr(model, "endpoints", None)
+    return method() if method is not None else dict(model.named_children())
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,22 @@ class Layer:
 
 
 def layers(model: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
-    """List the layers of a network in the order in which one C×H×W image of `shape` passes them."""
+    """List the layers of a network in the order in which one C×H×W image of `shape` passes them.
+
+    A layer whose output is no tensor is left out.
+    """
     rows: list[Layer] = []
     names = {module: name for name, module in model.named_modules()}
 
-    def note(module: nn.Module, _: object, output: Tensor) -> None:
+    def note(module: nn.Module, _: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
         own = list(module.parameters(recurse=False))
         count = sum(parameter.numel() for parameter in own if parameter.requires_grad)
         rows.append(Layer(names[module], _operation(module), tuple(output.shape[1:]), count))
 
-    watched = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
-    hooks = [module.register_forward_hook(note) for module in watched]
+    modules = [m for m in model.modules() if not list(m.children()) or isinstance(m, Residual)]
+    hooks = [module.register_forward_hook(note) for module in modules]
     parameter = next(model.parameters())
     try:
         with torch.no_grad(), evaluating(model):

@@ -124,8 +124,9 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a file that holds one JSON object."""
+        data = self._read(name)
         try:
-            values = json.loads(self._read(name))
+            values = json.loads(data)
         except ValueError as error:
             raise InputError(f"{self.path / name} is not JSON: {error}") from None
         if not isinstance(values, dict):
