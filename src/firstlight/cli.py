@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,16 +35,8 @@ def firstlight(debug: bool) -> None:
     """Train a small image classifier fast, and see why it is wrong."""
 
 
-_Command = Callable[..., Any]
-
-
-def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
 _on_data = click.option(
@@ -187,14 +180,7 @@ def report(run: Path) -> None:
 @firstlight.command()
 @click.argument("before", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("after", metavar="RUN", type=click.Path(path_type=Path))
-@click.option(
-    "--count",
-    type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="List so many of the changed images.",
-)
+@click.option("--count", type=click.IntRange(min=0), default=20, show_default=True, help="Images to list.")
 def compare(before: Path, after: Path, count: int) -> None:
     """Compare two runs image by image: is one better?
 
@@ -289,22 +275,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = [word for word in words if word != "--debug"]
     try:
         sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)
-    except click.ClickException as error:
+    except (click.ClickException, InputError, RunFailed, KeyboardInterrupt, click.Abort) as error:
         if debug:
             raise
-        _fail(error.format_message(), "", 2)
-    except InputError as error:
-        if debug:
-            raise
-        _fail(error.message, error.hint, 2)
-    except RunFailed as error:
-        if debug:
-            raise
-        _fail(error.message, error.hint, 1)
-    except (KeyboardInterrupt, click.Abort):
-        if debug:
-            raise
-        _fail("stopped", "", 130)
+        match error:
+            case click.ClickException():
+                _fail(error.format_message(), "", 2)
+            case InputError() | RunFailed():
+                _fail(error.message, error.hint, 2 if isinstance(error, InputError) else 1)
+            case _:
+                _fail("stopped", "", 130)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:

@@ -21,8 +21,6 @@ SCRIPTS = [file for file in FILES if "__main__" in file.read_text(encoding="utf-
 def test_a_script_says_how_it_is_run(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if file.stem == "gradcam_speed":
-        pytest.importorskip("captum", reason="captum is not installed: pip install captum")
     path = file.relative_to(measure.BENCHMARKS.parent)
     name = ".".join(path.with_suffix("").parts)
     module = importlib.import_module(name)

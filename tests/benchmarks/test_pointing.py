@@ -125,21 +125,3 @@ def test_other_images_than_the_runs_are_not_scored(run: Path, tmp_path: Path) ->
     (tmp_path / "run" / ENVIRONMENT).write_text(json.dumps(environment))
     with pytest.raises(SystemExit, match="tested on other images"):
         pointing.main([str(tmp_path / "run")])
-
-
-def test_the_speed_is_measured_against_captum(
-    rows_of: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("captum", reason="captum is not installed: pip install captum")
-    from benchmarks.insight import gradcam_speed
-
-    rows = rows_of(gradcam_speed)
-    size = ["--images", "6", "--batch-size", "4", "--rounds", "2", "--width", "2", "--device", "cpu"]
-    gradcam_speed.main([*size, "--record"])
-    assert "times as fast as captum" in capsys.readouterr().out
-    (row,) = rows
-    assert row["endpoint"] == "layer2" and row["baseline"].startswith("captum ") and row["ratio"] > 0
-    # Maps that differ from captum's are no result.
-    monkeypatch.setattr(gradcam_speed, "AGREEMENT", -1.0)
-    with pytest.raises(SystemExit, match="the maps differ"):
-        gradcam_speed.main(size)

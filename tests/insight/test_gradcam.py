@@ -266,8 +266,8 @@ def test_what_does_not_fit_is_bad_input(arguments: dict[str, Any], message: str,
 
 def test_an_own_network_is_looked_at_where_a_child_has_a_grid() -> None:
     assert default_endpoint(TinyNet(), noise(1)) == "norm"
-    with pytest.raises(InputError, match="'linear' puts out no grid"):
+    with pytest.raises(InputError, match="'linear' has no grid"):
         gradcam(TinyNet(), noise(5), TARGETS, "linear")
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4))
-    with pytest.raises(InputError, match="Sequential has no endpoint that puts out a grid"):
+    with pytest.raises(InputError, match="no endpoint of Sequential has a grid"):
         gradcam(flat, noise(5), TARGETS)
