@@ -46,7 +46,7 @@ def best(tables: Tables) -> str:
         f"2 cores of an {short(plus.hardware)}",
         f"{_accuracy(fast, tta=True)} with test-time augmentation, **{seconds:.0f} s**: `{fast.recipe}`, "
         f"2 cores of an {short(fast.hardware)}",
-        f"{ratios} as fast as the same training in plain PyTorch, {loops[0]['threads']} threads each",
+        f"{ratios} as fast as the same training in plain PyTorch",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
