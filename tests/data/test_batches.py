@@ -10,7 +10,6 @@ from tiny import CPU, global_random_states, image_set, random_images
 
 from firstlight.data.augment import Crop, Cutout, FlipLR, augment, normalise
 from firstlight.data.batches import Batches, Plan, in_order, plan_epoch
-from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 
 AUGMENTATIONS = (Crop(8, pad=2), FlipLR(), Cutout(2))
@@ -21,14 +20,6 @@ def same(first: Plan, second: Plan) -> bool:
     return all(torch.equal(one, other) for one, other in pairs)
 
 
-def marked(count: int) -> ImageSet:
-    """Return images whose every pixel is the image's place, and whose label is the place too."""
-    pixels = torch.arange(count).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
-    classes = tuple(map(str, range(count)))
-    images = replace(image_set(count), images=pixels, labels=torch.arange(count), classes=classes)
-    return replace(images, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
-
-
 def test_a_plan_depends_on_seed_and_epoch_alone() -> None:
     before = global_random_states()
     plan = plan_epoch(image_set(24), AUGMENTATIONS, 0, 3)
@@ -37,15 +28,18 @@ def test_a_plan_depends_on_seed_and_epoch_alone() -> None:
     other_pictures = replace(image_set(24), images=random_images(24, seed=5))
     assert same(plan, plan_epoch(other_pictures, AUGMENTATIONS, 0, 3))
     assert global_random_states() == before
+    seeds_and_epochs = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
+    plans = [plan_epoch(image_set(24), AUGMENTATIONS, *numbers) for numbers in seeds_and_epochs]
+    for tensors in zip(*((plan.order, *plan.draws) for plan in plans), strict=True):
+        assert len({tuple(tensor.flatten().tolist()) for tensor in tensors}) == len(plans)
 
 
 def test_the_first_epochs_have_smaller_images_and_the_same_draws() -> None:
     whole = Batches(image_set(24), 8, AUGMENTATIONS, seed=0, machine=CPU)
     small = Batches(image_set(24), 8, AUGMENTATIONS, seed=0, machine=CPU, sides=(4, 6))
     for epoch, side in enumerate((4, 6, 8)):
-        for (pictures, labels), (expected, same_labels) in zip(
-            small.epoch(epoch), whole.epoch(epoch), strict=True
-        ):
+        pairs = zip(small.epoch(epoch), whole.epoch(epoch), strict=True)
+        for (pictures, labels), (expected, same_labels) in pairs:
             assert pictures.shape == (8, 3, side, side)
             assert pictures.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(labels, same_labels)
@@ -54,22 +48,11 @@ def test_the_first_epochs_have_smaller_images_and_the_same_draws() -> None:
     assert torch.equal(pictures, expected)
 
 
-def test_plans_differ_between_epochs_and_seeds() -> None:
-    plans = [
-        plan_epoch(image_set(24), AUGMENTATIONS, seed, epoch)
-        for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
-    ]
-    for tensors in zip(*((plan.order, *plan.draws) for plan in plans), strict=True):
-        assert len({tuple(tensor.flatten().tolist()) for tensor in tensors}) == len(plans)
-
-
-def test_every_image_comes_once_with_draws_of_its_own() -> None:
-    plan = plan_epoch(image_set(24), AUGMENTATIONS, 0, 0)
+def test_every_image_comes_once_and_two_of_a_kind_draw_differently() -> None:
+    plan = plan_epoch(image_set(24), (*AUGMENTATIONS, Cutout(2)), 0, 0)
     assert sorted(plan.order.tolist()) == list(range(24))
-    assert [tuple(drawn.shape) for drawn in plan.draws] == [(24, 2), (24, 1), (24, 2)]
-    part = plan.rows(5, 9)
-    assert part.order.tolist() == plan.order[5:9].tolist()
-    assert [drawn.tolist() for drawn in part.draws] == [drawn[5:9].tolist() for drawn in plan.draws]
+    assert [tuple(drawn.shape) for drawn in plan.draws] == [(24, 2), (24, 1), (24, 2), (24, 2)]
+    assert not torch.equal(plan.draws[2], plan.draws[3])
 
 
 def test_an_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
@@ -80,11 +63,6 @@ def test_an_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None
     assert torch.equal(flips[1], 1 - flips[0])
     assert torch.equal(flips[2], flips[0]) and torch.equal(flips[3], flips[1])
     assert 0 < int(flips[0].sum()) < 24
-
-
-def test_two_of_a_kind_draw_differently() -> None:
-    first, second = plan_epoch(image_set(24), (Cutout(2), Cutout(2)), 0, 0).draws
-    assert not torch.equal(first, second)
 
 
 def test_the_order_stays_what_finished_runs_saw() -> None:
@@ -100,27 +78,17 @@ def test_a_later_augmentation_sees_the_size_that_an_earlier_one_leaves() -> None
     assert plan.draws[1].unique().tolist() == [0, 1]
 
 
-def test_labels_belong_to_images_and_the_short_batch_is_dropped() -> None:
-    batches = Batches(marked(23), 5, seed=4, machine=CPU)
-    assert len(batches) == 4
-    given = list(batches.epoch(2))
-    assert [tuple(images.shape) for images, _ in given] == [(5, 3, 8, 8)] * 4
-    for images, labels in given:
-        assert labels.dtype == torch.int64
-        torch.testing.assert_close(images, labels.view(-1, 1, 1, 1).float().expand_as(images))
-    seen = torch.cat([labels for _, labels in given])
-    assert torch.equal(seen, plan_epoch(marked(23), (), 4, 2).order[:20])
-
-
-def test_batches_carry_out_the_plan() -> None:
-    images = image_set(24)
+def test_batches_carry_out_the_plan_drop_the_short_batch_and_touch_no_global_stream() -> None:
+    images, before = image_set(24), global_random_states()
     batches = Batches(images, 7, AUGMENTATIONS, seed=0, machine=CPU)
     plan = plan_epoch(images, AUGMENTATIONS, 0, 1)
-    for number, (given, labels) in enumerate(batches.epoch(1)):
-        part = plan.rows(7 * number, 7 * number + 7)
-        pixels = images.images[part.order]
-        assert torch.equal(given, augment(pixels, AUGMENTATIONS, part.draws, images.mean, images.std))
-        assert torch.equal(labels, images.labels[part.order])
+    parts = [plan.rows(begin, begin + 7) for begin in (0, 7, 14)]
+    assert len(batches) == 3
+    for part, (pixels, labels) in zip(parts, batches.epoch(1), strict=True):
+        expected = images.images[part.order]
+        assert torch.equal(pixels, augment(expected, AUGMENTATIONS, part.draws, images.mean, images.std))
+        assert torch.equal(labels, images.labels[part.order]) and labels.dtype == torch.int64
+    assert global_random_states() == before
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
@@ -139,27 +107,17 @@ def test_batches_are_in_the_machines_precision() -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_batches_touch_no_global_stream() -> None:
-    before = global_random_states()
-    list(Batches(image_set(24), 6, AUGMENTATIONS, seed=0, machine=CPU).epoch(0))
-    list(in_order(image_set(24), 5, CPU))
-    assert global_random_states() == before
-
-
 @pytest.mark.parametrize(
     ("size", "says"), [(25, "larger than the 24"), (0, "at least 1"), (-3, "at least 1")]
 )
 def test_impossible_batch_sizes_are_refused(size: int, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Batches(image_set(24), size, seed=0, machine=CPU)
-
-
-def test_a_batch_may_hold_every_image() -> None:
     assert len(Batches(image_set(24), 24, seed=0, machine=CPU)) == 1
 
 
 def test_in_order_gives_every_image_once() -> None:
     images = image_set(11)
-    given = list(in_order(images, 4, CPU))
-    assert [len(part) for part in given] == [4, 4, 3]
-    assert torch.equal(torch.cat(given), normalise(images.images, images.mean, images.std))
+    batches = list(in_order(images, 4, CPU))
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert torch.equal(torch.cat(batches), normalise(images.images, images.mean, images.std))

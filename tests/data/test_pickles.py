@@ -1,3 +1,5 @@
+"""A pickle of plain data is read; one that names anything else is refused, and nothing of it is run."""
+
 from __future__ import annotations
 
 import os
@@ -19,7 +21,7 @@ class Command:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 @pytest.mark.parametrize("function", [os.system, eval, getattr, np.load])
 def test_a_pickle_that_wants_to_call_something_is_named_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, function: object
@@ -33,36 +35,22 @@ def test_a_pickle_that_wants_to_call_something_is_named_and_not_run(
     assert not list(tmp_path.iterdir())
 
 
-def test_plain_data_comes_back_as_it_was() -> None:
-    value = {"a": [1, 2.5, None, True, 2**70], "b": ("text", b"bytes"), b"c": {}}
-    assert read_pickle(pickle.dumps(value, 4), "plain") == value
-
-
 @pytest.mark.parametrize("kind", ["u1", "<i8", ">f4"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_come_back(kind: str, order: str) -> None:
+def test_plain_data_and_arrays_come_back(kind: str, order: str) -> None:
+    value = {"a": [1, 2.5, None, True, 2**70], "b": ("text", b"bytes"), b"c": {}}
     array = np.array(np.arange(6).reshape(2, 3), dtype=kind, order=order)  # type: ignore[call-overload]
-    back = read_pickle(pickle.dumps({"data": array}, 4), "arrays")["data"]
-    assert (back.dtype.kind, back.dtype.itemsize) == (array.dtype.kind, array.dtype.itemsize)
-    np.testing.assert_array_equal(back, array)
+    back = read_pickle(pickle.dumps({**value, "data": array}, 4), "arrays")
+    np.testing.assert_array_equal(back.pop("data"), array, strict=kind != ">f4")
+    assert back == value
 
 
-def test_the_python_2_form_is_read() -> None:
-    data = (
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
-        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        b"\x89U\x03abctb."
-    )
-    assert read_pickle(data, "batch").tolist() == [97, 98, 99]
-
-
+# Arrays of Python 2 are read in test_cifar.
 @pytest.mark.parametrize(
     "data",
     [
         pytest.param(b"\x80\x02cnumpy\nndarray\n}U\x08tofile__K\x01sb.", id="changes a class"),
-        pytest.param(
-            b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}U\x01aK\x01sb.", id="changes a function"
-        ),
+        pytest.param(b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}U\x01aK\x01sb.", id="a function"),
         pytest.param(b"\x80\x04\x8c\x05numpy\x8c\x0andarray.tofile\x93.", id="dotted name"),
         pytest.param(b"\x80\x02\x82\x01.", id="extension"),
         pytest.param(b"Pname\n.", id="persistent name"),

@@ -52,6 +52,11 @@ class Augmentation(Protocol):
         return height, width
 
 
+def _corners(tops: int, lefts: int, count: int, generator: torch.Generator) -> Tensor:
+    draws = [torch.randint(number, (count,), generator=generator) for number in (tops, lefts)]
+    return torch.stack(draws, dim=1)
+
+
 @dataclass(frozen=True)
 class Crop(Augmentation):
     """A random window of size×size from the image padded by `pad` pixels on each side.
@@ -80,13 +85,9 @@ class Crop(Augmentation):
     def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
         tops, lefts = height + 2 * self.pad - self.size + 1, width + 2 * self.pad - self.size + 1
         if tops < 1 or lefts < 1 or self.pad >= min(height, width):
-            raise InputError(
-                f"cannot crop {self.size}×{self.size} from {height}×{width} padded by {self.pad}"
-            )
-        generator = stream(epoch)
-        top = torch.randint(tops, (len(order),), generator=generator)
-        left = torch.randint(lefts, (len(order),), generator=generator)
-        return torch.stack([top, left], dim=1)
+            crop = f"{self.size}×{self.size} from {height}×{width} padded by {self.pad}"
+            raise InputError(f"cannot crop {crop}")
+        return _corners(tops, lefts, len(order), stream(epoch))
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         if self.padding == "zero":
@@ -152,10 +153,7 @@ class Cutout(Augmentation):
     def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
         if self.size > min(height, width):
             raise InputError(f"a cutout of {self.size}×{self.size} does not fit into {height}×{width}")
-        generator = stream(epoch)
-        top = torch.randint(height - self.size + 1, (len(order),), generator=generator)
-        left = torch.randint(width - self.size + 1, (len(order),), generator=generator)
-        return torch.stack([top, left], dim=1)
+        return _corners(height - self.size + 1, width - self.size + 1, len(order), stream(epoch))
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         top, left = draws[:, 0].view(-1, 1, 1, 1), draws[:, 1].view(-1, 1, 1, 1)

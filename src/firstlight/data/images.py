@@ -50,16 +50,14 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise InputError(
-                f"images must be uint8 N×C×H×W, not {self.images.dtype} of {tuple(self.images.shape)}"
-            )
+            actual = f"{self.images.dtype} of {tuple(self.images.shape)}"
+            raise InputError(f"images must be uint8 N×C×H×W, not {actual}")
         count, channels = self.images.shape[:2]
         if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
             raise InputError(f"{count} images need int64 labels of shape ({count},)")
         if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise InputError(
-                f"a label lies outside 0…{len(self.classes) - 1}, the {len(self.classes)} classes"
-            )
+            number = len(self.classes)
+            raise InputError(f"a label lies outside 0…{number - 1}, the {number} classes")
         if len(self.mean) != channels or len(self.std) != channels:
             raise InputError(f"mean and std need {channels} numbers each, one per channel")
         if len(self.names) != count:

@@ -80,7 +80,7 @@ def _settings(augmentation: Augmentation) -> list[str]:
 
 
 def caption(columns: Sequence[str], draws: Sequence[int]) -> str:
-    """Say what was drawn for one image: "top 3, left 7", or for a lone participle "not flipped"."""
+    """Return what was drawn for one image: "top 3, left 7", or for a single column "not flipped"."""
     if len(columns) == 1 and columns[0].endswith("ed") and draws[0] in (0, 1):
         return columns[0] if draws[0] else f"not {columns[0]}"
     return ", ".join(f"{name} {value}" for name, value in zip(columns, draws, strict=True))
@@ -110,9 +110,9 @@ def augmentations(
         sheet.write(MARGIN, top, step.name, size=BODY, weight="bold")
         sheet.write(MARGIN, top + 0.2, "\n".join(step.settings), **NOTE)
         down, across = (scale * side for side in step.images.shape[2:])
-        for column, (image, words) in enumerate(zip(step.images, step.captions, strict=True)):
+        for column, (image, text) in enumerate(zip(step.images, step.captions, strict=True)):
             x = left + column * (width + gap)
             sheet.tile(x, top, across, down, as_picture(image))
-            line = fitted(words, width + gap - 0.04, SMALL)
+            line = fitted(text, width + gap - 0.04, SMALL)
             sheet.write(x, top + down + 0.06, line, size=SMALL, color=MUTED if number else INK)
     return sheet

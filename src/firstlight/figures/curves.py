@@ -35,12 +35,8 @@ from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
 _STEPS = [1, 2, 2.5, 5, 10]
-_PARTS = (
-    # part of the data, colour, width of the line
-    ("train", MUTED, 1.5),
-    ("validation", VERMILLION, 1.5),
-    ("test", BLUE, 2.4),
-)
+# part of the data, colour, width of the line
+_PARTS = (("train", MUTED, 1.5), ("validation", VERMILLION, 1.5), ("test", BLUE, 2.4))
 
 
 @in_one_look
@@ -93,14 +89,14 @@ def _curves(axes: Axes, history: History, quantity: str, form: str, least_span: 
         return
     _limit(axes, [y for _, _, points in lines for _, y in points], least_span)
     bottom, top = axes.get_ylim()
-    height = axes.get_position().height * float(axes.figure.get_figheight())  # type: ignore[union-attr]
+    inches = axes.get_position().height * float(axes.figure.get_figheight())  # type: ignore[union-attr]
     ends = [points[-1] for _, _, points in lines]
-    heights = keep_apart([(y - bottom) / (top - bottom) for _, y in ends], BODY * LINE / 72 / height)
-    for (part, colour, _), (x, y), place in zip(lines, ends, heights, strict=True):
+    heights = keep_apart([(y - bottom) / (top - bottom) for _, y in ends], BODY * LINE / 72 / inches)
+    for (part, colour, _), (x, y), height in zip(lines, ends, heights, strict=True):
         axes.plot([x], [y], "o", color=colour, ms=5.5, mec=PAPER, mew=1.2, clip_on=False, zorder=8)
         font: dict[str, Any] = {"size": BODY + 1, "weight": "bold"} if part == "test" else {}
-        words = f"{part} {form.format(y)}"
-        axes.text(1.02, place, words, font, color=colour, transform=axes.transAxes, va="center")
+        label = f"{part} {form.format(y)}"
+        axes.text(1.02, height, label, font, color=colour, transform=axes.transAxes, va="center")
 
 
 def _limit(axes: Axes, values: Sequence[float], least_span: float) -> None:
@@ -126,11 +122,11 @@ def _rates(axes: Axes, history: History, schedule: Callable[[int], float] | None
     axes.set_ylim(0, 1.08 * highest or 1.0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=_STEPS))
     end = rates[-1] / axes.get_ylim()[1]
-    words = f"last {rates[-1]:.3g}"
-    axes.text(1.02, max(end, 0.06), words, va="center", color=MUTED, transform=axes.transAxes)
+    label = f"last {rates[-1]:.3g}"
+    axes.text(1.02, max(end, 0.06), label, va="center", color=MUTED, transform=axes.transAxes)
     if end < 0.6:
-        words = f"highest {highest:.3g}\nat epoch {epochs[rates.index(highest)]:.3g}"
-        axes.text(1.02, 1.0, words, va="top", color=INK, transform=axes.transAxes)
+        label = f"highest {highest:.3g}\nat epoch {epochs[rates.index(highest)]:.3g}"
+        axes.text(1.02, 1.0, label, va="top", color=INK, transform=axes.transAxes)
 
 
 @in_one_look
@@ -154,9 +150,8 @@ def lr_finder(finding: LRFinding) -> Sheet:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     reasons = (f"LRMAX: {finding.peak_because}.", f"LRMIN: {finding.min_because}.")
-    sheet.write(
-        0.75, 4.48, "\n".join(line for reason in reasons for line in textwrap.wrap(reason, 112)), **NOTE
-    )
+    lines = [line for reason in reasons for line in textwrap.wrap(reason, 112)]
+    sheet.write(0.75, 4.48, "\n".join(lines), **NOTE)
     return sheet
 
 
@@ -167,12 +162,12 @@ def _mark(sheet: Sheet, axes: Axes, rates: dict[str, float]) -> None:
     low, high = map(math.log, axes.get_xlim())
     labels = [f"{name} {rate:g}" for name, rate in rates.items()]
     widths = [width_of(label, size, "bold") for label in labels]
-    wishes = []
+    starts = []
     for rate, width, is_left in zip(rates.values(), widths, (True, False), strict=True):
         axes.axvline(rate, color=BLUE, lw=1.1, zorder=1)
         x = across * (frame.x0 + frame.width * (math.log(rate) - low) / (high - low))
-        wishes.append(x - width - 0.05 if is_left else x + 0.05)
-    starts = keep_apart(wishes, widths[0] + 0.1, margin, across - margin - widths[1])
+        starts.append(x - width - 0.05 if is_left else x + 0.05)
+    starts = keep_apart(starts, widths[0] + 0.1, margin, across - margin - widths[1])
     for start, label in zip(starts, labels, strict=True):
         sheet.write(start, 0.83, label, size=size, color=BLUE, weight="bold")
 

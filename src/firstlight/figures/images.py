@@ -37,7 +37,7 @@ _TINY = 7.0
 def misclassified(evaluation: Evaluation, images: Tensor, indices: Tensor, count: int = 24) -> Sheet:
     """Show the wrongly classified images with the highest loss, each with its predicted and its true class.
 
-    images: uint8, M×C×H×W, those kept; indices: int64, M, their indices in the evaluated set.
+    images: uint8, M×C×H×W, the saved ones; indices: int64, M, their indices in the evaluated set.
     """
     worst = _worst(evaluation, indices, count)
     if not worst:
@@ -51,12 +51,12 @@ def misclassified(evaluation: Evaluation, images: Tensor, indices: Tensor, count
     sheet.title("Misclassified images", note)
     sheet.write(MARGIN, 0.68, "predicted class (confidence)", size=SMALL, color=VERMILLION)
     sheet.write(MARGIN + 1.95, 0.68, "true class", size=SMALL, color=BLUE)
-    for number, (index, kept) in enumerate(worst):
+    for number, (index, saved) in enumerate(worst):
         x, y = MARGIN + number % columns * (width + gap), head + number // columns * row
-        sheet.tile(x, y, width, height, as_picture(images[kept]))
+        sheet.tile(x, y, width, height, as_picture(images[saved]))
         predicted, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
-        answer = _class(evaluation, index, predicted, width)
-        sheet.write(x, y + height + 0.07, answer, size=SMALL, color=VERMILLION)
+        prediction = _class(evaluation, index, predicted, width)
+        sheet.write(x, y + height + 0.07, prediction, size=SMALL, color=VERMILLION)
         name = fitted(evaluation.classes[true], width - width_of(f"#{index}", _TINY) - 0.06, SMALL)
         sheet.write(x, y + height + 0.24, name, size=SMALL, color=BLUE)
         sheet.write(x + width, y + height + 0.255, f"#{index}", size=_TINY, color=MUTED, ha="right")
@@ -97,9 +97,9 @@ def gradcam(
         for column, heading in enumerate(("image", "for predicted class", "for true class")):
             x = MARGIN + block * (across + between) + column * (width + gap)
             sheet.write(x, head - 0.24, heading, **NOTE)
-    for number, (index, kept) in enumerate(worst):
+    for number, (index, saved) in enumerate(worst):
         x, y = MARGIN + number // rows * (across + between), head + number % rows * row
-        image = as_picture(images[kept])
+        image = as_picture(images[saved])
         sheet.tile(x, y, width, height, image)
         sheet.write(x, y + height + 0.06, f"#{index}", **NOTE)
         pair = (
@@ -109,8 +109,8 @@ def gradcam(
         strongest = max(float(heat.amax()) for heat, _, _ in pair)
         for heat, label, colour in pair:
             x += width + gap
-            words = _class(evaluation, index, label, width)
-            sheet.write(x, y + height + 0.06, words, size=SMALL, color=colour)
+            name = _class(evaluation, index, label, width)
+            sheet.write(x, y + height + 0.06, name, size=SMALL, color=colour)
             if float(heat.amax()) > 0:
                 sheet.tile(x, y, width, height, overlay(image, heat / strongest))
             else:
@@ -122,18 +122,12 @@ def gradcam(
 
 def overlay(image: np.ndarray, heat: Tensor) -> np.ndarray:
     """Lay heat, h×w of 0…1, smoothly over a pale grey copy of an H×W×3 image."""
-    smooth = F.interpolate(
-        heat[None, None].float(), size=image.shape[:2], mode="bilinear", align_corners=False
-    )
+    smooth = F.interpolate(heat[None, None].float(), size=image.shape[:2], mode="bilinear")
     strength = smooth[0, 0].numpy()[..., None]
     grey = 90 + 0.6 * (image @ np.array([0.299, 0.587, 0.114]))[..., None]
     colours = 255 * HEAT(strength[..., 0])[..., :3]
-    mixed = grey * (1 - _opacity(strength)) + colours * _opacity(strength)
-    return np.asarray(mixed.round().astype(np.uint8))
-
-
-def _opacity(strength: np.ndarray) -> np.ndarray:
-    return np.asarray(0.85 * strength**0.75)
+    opacity = 0.85 * strength**0.75
+    return np.asarray((grey * (1 - opacity) + colours * opacity).round().astype(np.uint8))
 
 
 def _scale(sheet: Sheet, y: float) -> None:
@@ -144,9 +138,9 @@ def _scale(sheet: Sheet, y: float) -> None:
 
 
 def _worst(evaluation: Evaluation, indices: Tensor, count: int) -> list[tuple[int, int]]:
-    """Return for the worst mistakes that have an image: its index in the set, and in the kept images."""
-    kept = {index: number for number, index in enumerate(indices.tolist())}
-    return [(index, kept[index]) for index in evaluation.mistakes.tolist() if index in kept][:count]
+    """Return for the worst mistakes that have an image: its index in the set, and in the saved images."""
+    rows = {index: row for row, index in enumerate(indices.tolist())}
+    return [(index, rows[index]) for index in evaluation.mistakes.tolist() if index in rows][:count]
 
 
 def _class(evaluation: Evaluation, index: int, label: int, width: float) -> str:
@@ -163,7 +157,7 @@ def _percent(share: float) -> str:
 def _without_images(title: str, evaluation: Evaluation) -> Sheet:
     sheet = Sheet(6.4, 1.3)
     sheet.title(title)
-    everything = f"No mistakes: all {len(evaluation.labels):,} images are classified right."
-    words = "Images of the mistakes are not kept." if len(evaluation.mistakes) else everything
-    sheet.write(MARGIN, 0.6, words, color=INK)
+    all_right = f"No mistakes: all {len(evaluation.labels):,} images are classified right."
+    line = "Images of the mistakes are not kept." if len(evaluation.mistakes) else all_right
+    sheet.write(MARGIN, 0.6, line, color=INK)
     return sheet

@@ -61,13 +61,13 @@ class Sheet(Figure):
         across, down = self.get_size_inches()
         return self.add_axes((x / across, 1 - (y + height) / down, width / across, height / down))
 
-    def write(self, x: float, y: float, text: str, *, size: float = BODY, **how: Any) -> None:
+    def write(self, x: float, y: float, text: str, *, size: float = BODY, **font: Any) -> None:
         """Write lines of text from y downward, which begin, or by `ha` end or are centred, at x."""
         across, down = self.get_size_inches()
         for number, line in enumerate(text.split("\n")):
             # By their baselines: tops differ with the letters, and neighbours would dance.
             baseline = y + (ASCENT + number * LINE) * size / 72
-            self.text(x / across, 1 - baseline / down, line, size=size, **how)
+            self.text(x / across, 1 - baseline / down, line, size=size, **font)
 
     def title(self, title: str, note: str = "", x: float = MARGIN) -> None:
         """Write the title of the sheet, and under it in one line what is shown."""
@@ -101,13 +101,13 @@ def in_one_look(draw: Callable[_P, Sheet]) -> Callable[_P, Sheet]:
     """Make a function draw in the house style, whatever settings of matplotlib the user has changed."""
 
     @functools.wraps(draw)
-    def drawn(*args: _P.args, **options: _P.kwargs) -> Sheet:
+    def draw_styled(*args: _P.args, **options: _P.kwargs) -> Sheet:
         with matplotlib.style.context(["default", _STYLE]):
             sheet = draw(*args, **options)
             sheet.draw_without_rendering()  # ticks are made when first drawn, in the style of that moment
         return sheet
 
-    return drawn
+    return draw_styled
 
 
 def to_png(figure: Figure) -> bytes:
@@ -148,10 +148,10 @@ def fitted(text: str, width: float, size: float = BODY, weight: str = "normal") 
     return line.rstrip() + "…"
 
 
-def keep_apart(places: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Move places apart until neighbours are `gap` away, in the same order, within low…high if they fit."""
-    order = sorted(range(len(places)), key=places.__getitem__)
-    up, down, last = list(places), list(places), len(places) - 1
+def keep_apart(positions: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Move positions until neighbours are `gap` apart, in the same order, within low…high if they fit."""
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    up, down, last = list(positions), list(positions), len(positions) - 1
     for before, after in itertools.pairwise(order):
         up[after] = max(up[after], up[before] + gap)
     for after, before in itertools.pairwise(reversed(order)):
