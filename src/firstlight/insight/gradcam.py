@@ -72,10 +72,7 @@ def gradcam_pair(
     method: str = "gradcam",
     batch_size: int = 250,
 ) -> tuple[Heatmaps, Heatmaps]:
-    """Compute Grad-CAM for two classes of each image, such as the predicted and the true one.
-
-    Equal to two calls of `gradcam`; the images pass through the network only once.
-    """
+    """Compute Grad-CAM for two classes of each image: two calls of `gradcam` in one forward pass."""
     of_first, of_second = _gradcam(model, images, (first, second), endpoint, method, batch_size)
     return of_first, of_second
 
