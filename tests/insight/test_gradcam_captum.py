@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from firstlight.data.augment import normalise
-from firstlight.data.images import ImageSet
 from firstlight.data.shapes import Shapes
 from firstlight.insight.gradcam import gradcam, gradcam_pair
 from firstlight.machine.streams import seeded
@@ -17,37 +16,32 @@ LayerGradCam = pytest.importorskip(
     "captum.attr", reason="captum is not installed: pip install captum"
 ).LayerGradCam
 
-COUNT = 24
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[Tensor, Tensor]:
+    """Return normalised images and their labels."""
+    images = Shapes(train=24, test=1).load()[0]
+    return normalise(images.images, images.mean, images.std), images.labels
 
 
 @pytest.fixture(scope="module")
-def drawn() -> ImageSet:
-    return Shapes(train=COUNT, test=1).load()[0]
-
-
-@pytest.fixture(scope="module")
-def images(drawn: ImageSet) -> Tensor:
-    return normalise(drawn.images, drawn.mean, drawn.std)
-
-
-@pytest.fixture(scope="module")
-def model(images: Tensor) -> CustomResNet:
+def model(drawn: tuple[Tensor, Tensor]) -> CustomResNet:
     """Return a network whose running statistics are of these images: its maps are then not tiny."""
     with seeded(0, "captum"):
         network = CustomResNet(10, width=8)
     with torch.no_grad():
         for _ in range(60):
-            network.train()(images)
+            network.train()(drawn[0])
     return network.eval()
 
 
 @pytest.mark.parametrize("endpoint", ["prep", "layer1", "layer2", "layer3"])
 def test_both_classes_agree_with_captum(
-    model: CustomResNet, drawn: ImageSet, images: Tensor, endpoint: str
+    model: CustomResNet, drawn: tuple[Tensor, Tensor], endpoint: str
 ) -> None:
+    images, true = drawn
     with torch.no_grad():
         predicted = model(images).argmax(1)
-    true = drawn.labels
     assert (predicted != true).any()
     theirs = LayerGradCam(model, model.endpoints()[endpoint])
     pair = gradcam_pair(model, images, predicted, true, endpoint, batch_size=10)
