@@ -1,7 +1,8 @@
-"""Whether a network is right as often as it says."""
+"""Calibration: whether a network's confidence equals its accuracy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,9 @@ from firstlight.errors import InputError
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose confidence lies above `low`, at most at `high`; the first bin holds 0 too.
+    """The images whose confidence is above `low` and at most `high`; the first bin includes 0.
 
-    confidence, accuracy: means over its images, as fractions; None where it has none.
+    confidence, accuracy: means over these images, as fractions; None without images.
     """
 
     low: float
@@ -26,10 +27,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The expected calibration error, and the bins of the reliability diagram, the lowest first.
+    """The expected calibration error, and the bins of the reliability diagram.
 
-    error: the mean of |accuracy − confidence| over the bins, each weighted by its images (Guo et al.
-    2017, arXiv 1706.04599, section 2).
+    error: the mean of |accuracy − confidence| over the bins, weighted by their images (Guo et al. 2017, arXiv
+        1706.04599, section 2).
+    bins: from the lowest confidence up.
     """
 
     error: float
@@ -37,34 +39,27 @@ class Calibration:
 
 
 def calibration(labels: Tensor, probabilities: Tensor, bins: int = 15) -> Calibration:
-    """Sort images into `bins` of equal width by the confidence in their predicted class.
+    """Compute the expected calibration error over `bins` of equal width.
 
-    labels: int64, N, at least one. probabilities: N×K, rows sum to 1. Raises InputError for less
-    than one bin or no image.
+    labels: int64, N. probabilities: N×K, rows sum to 1; confidence is that of the predicted class. Raises
+    InputError for less than one bin or no image.
     """
     if bins < 1:
         raise InputError(f"calibration needs at least 1 bin, not {bins}")
     if not len(labels):
-        raise InputError("there is no image whose confidence could be compared", "Give at least one.")
+        raise InputError("there is no image to compare confidence and accuracy on", "Give at least one.")
     confidence, predicted = probabilities.max(1)
-    # Rounded as the confidences are, so that one that lies on an edge is found to lie on it.
+    # Rounded as the confidences are, so that a confidence on an edge equals it.
     edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(confidence.dtype)
-    place = torch.bucketize(confidence, edges)
-    counts = torch.bincount(place, minlength=bins)
-    said = torch.bincount(place, confidence.double(), minlength=bins)
-    right = torch.bincount(place, (predicted == labels).double(), minlength=bins)
-    error = float((right - said).abs().sum()) / len(labels)
-    rows = zip(counts.tolist(), said.tolist(), right.tolist(), strict=True)
-    return Calibration(
-        error,
-        tuple(
-            Bin(
-                number / bins,
-                (number + 1) / bins,
-                count,
-                sum_said / count if count else None,
-                hits / count if count else None,
-            )
-            for number, (count, sum_said, hits) in enumerate(rows)
-        ),
+    bin_numbers = torch.bucketize(confidence, edges)
+    counts = torch.bincount(bin_numbers, minlength=bins)
+    confidence_sums = torch.bincount(bin_numbers, confidence.double(), minlength=bins)
+    correct = torch.bincount(bin_numbers, (predicted == labels).double(), minlength=bins)
+    error = float((correct - confidence_sums).abs().sum()) / len(labels)
+    # Without images both means are 0 / 0.
+    means = (
+        [None if math.isnan(mean) else mean for mean in (sums / counts).tolist()]
+        for sums in (confidence_sums, correct)
     )
+    rows = enumerate(zip(counts.tolist(), *means, strict=True))
+    return Calibration(error, tuple(Bin(n / bins, (n + 1) / bins, *row) for n, row in rows))

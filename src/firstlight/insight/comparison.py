@@ -1,4 +1,4 @@
-"""Two networks on the same images: what one got right that the other did not, and whether it is noise."""
+"""Two networks on the same images: which images changed, and whether the difference is noise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.intervals import mcnemar, paired_interval
 
 SIGNIFICANCE = 0.05
-"""Below it, a p-value counts as more than noise."""
+"""A difference with a p-value below it counts as more than noise."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """An image that was right in one evaluation only. true, before, after: indices of classes."""
+    """An image that only one evaluation classified correctly. true, before, after: indices of classes."""
 
     index: int
     name: str
@@ -35,7 +35,7 @@ class Change:
 class Comparison:
     """Two evaluations of the same images, image by image.
 
-    It compares two trained networks. That one recipe is better than another takes several seeds of each.
+    It compares two trained networks. To compare two recipes, train several seeds of each.
     """
 
     before: Evaluation
@@ -44,17 +44,17 @@ class Comparison:
     @cached_property
     def fixed(self) -> Tensor:
         """Indices, ascending, of the images that were wrong before and are right after: int64."""
-        return _places(~self._right(self.before) & self._right(self.after))
+        return _indices(~self._right(self.before) & self._right(self.after))
 
     @cached_property
     def broken(self) -> Tensor:
         """Indices, ascending, of the images that were right before and are wrong after: int64."""
-        return _places(self._right(self.before) & ~self._right(self.after))
+        return _indices(self._right(self.before) & ~self._right(self.after))
 
     @cached_property
     def still_wrong(self) -> Tensor:
         """Indices, ascending, of the images that are wrong in both: int64."""
-        return _places(~self._right(self.before) & ~self._right(self.after))
+        return _indices(~self._right(self.before) & ~self._right(self.after))
 
     @staticmethod
     def _right(evaluation: Evaluation) -> Tensor:
@@ -72,7 +72,7 @@ class Comparison:
 
     @cached_property
     def p_value(self) -> float:
-        """How likely so uneven a split of the changed images is by chance alone, see `mcnemar`."""
+        """The probability of a split of the changed images at least as uneven by chance, see `mcnemar`."""
         return mcnemar(len(self.fixed), len(self.broken))
 
     @property
@@ -81,18 +81,20 @@ class Comparison:
         return self.p_value < SIGNIFICANCE
 
     def changes(self, count: int | None = None) -> tuple[Change, ...]:
-        """Return the changed images by index, the first `count` or all; each is named by who had it wrong."""
-        places = torch.cat([self.fixed, self.broken]).sort().values[:count].tolist()
+        """Return the changed images by index, the first `count` or all.
+
+        A name comes from the evaluation that has the image wrong: a run folder keeps the names of mistakes.
+        """
         before, after = self.before, self.after
         rows = []
-        for index in places:
+        for index in torch.cat([self.fixed, self.broken]).sort().values[:count].tolist():
             true, old, new = (int(t[index]) for t in (before.labels, before.predictions, after.predictions))
             names = before.names if old != true else after.names
             rows.append(Change(index, names[index], true, old, new))
         return tuple(rows)
 
     def __str__(self) -> str:
-        """Say in two or three lines which is better, how sure that is, and what changed."""
+        """Say in two or three lines which is better, with what certainty, and what changed."""
         low, high = self.interval
         chance = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
         numbers = (
@@ -112,9 +114,9 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Compare two evaluations of the same images, which may differ in network or in TTA alone.
+    """Compare two evaluations of the same images, which differ in the network or in TTA.
 
-    Raises InputError where number, labels or classes differ.
+    Raises InputError where the number of images, the labels or the classes differ.
     """
     if before.classes != after.classes:
         raise InputError("the two evaluations have different classes", "Compare runs on the same data.")
@@ -132,8 +134,8 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     return Comparison(before, after)
 
 
-def _places(chosen: Tensor) -> Tensor:
-    return torch.nonzero(chosen).flatten()
+def _indices(mask: Tensor) -> Tensor:
+    return torch.nonzero(mask).flatten()
 
 
 def _images(count: int) -> str:

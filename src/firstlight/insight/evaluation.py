@@ -1,4 +1,4 @@
-"""How good a network is, image by image."""
+"""Evaluation: what a network predicts for each image of a set, and the scores that follow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from firstlight.models.network import evaluating
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares. count: the images that truly are of it.
+    """Precision, recall and F1 of one class, as fractions. count: the images of this class.
 
-    precision: of the images called so, the fraction that are; None where none is called so.
-    recall: of the images that are, the fraction called so; None where none is.
-    f1: their harmonic mean, 2 × right / (count + called so); 0 for a class that is there and never
-        called, None for one that is neither there nor called.
+    precision: the correct share of the images predicted as this class; None where there are none.
+    recall: the correct share of the images of this class; None where there are none.
+    f1: harmonic mean of both, 2 × correct / (count + predicted); None for a class without images and without
+        predictions.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of class `true` that were called `predicted`: indices of the two classes, and how many."""
+    """The number of images of class `true` that were predicted as class `predicted`, both by index."""
 
     true: int
     predicted: int
@@ -48,7 +48,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A network's answers on a set of at least one image.
+    """A network's predictions for a set of images. Raises InputError where the set is empty.
 
     labels: int64, N. probabilities: fp32, N×K, rows sum to 1. names: one per image.
     tta: whether the probabilities are means over several views of each image; see `evaluate`.
@@ -72,8 +72,8 @@ class Evaluation:
     @cached_property
     def losses(self) -> Tensor:
         """Cross-entropy of each image, without label smoothing: fp64, N."""
-        given = self.probabilities.double().gather(1, self.labels[:, None]).squeeze(1)
-        return -given.clamp_min(torch.finfo(torch.float32).tiny).log()
+        of_label = self.probabilities.double().gather(1, self.labels[:, None]).squeeze(1)
+        return -of_label.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     @property
     def loss(self) -> float:
@@ -81,12 +81,12 @@ class Evaluation:
 
     @property
     def right(self) -> int:
-        """The number of right answers."""
+        """The number of images that are classified correctly."""
         return int((self.predictions == self.labels).sum())
 
     @property
     def accuracy(self) -> float:
-        """The fraction of right answers."""
+        """The fraction of images that are classified correctly."""
         return self.right / len(self.labels)
 
     @property
@@ -96,7 +96,7 @@ class Evaluation:
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Counts, int64, K×K: row the true class, column the predicted."""
+        """Confusion matrix: counts, int64, K×K, the true class by row and the predicted one by column."""
         count = len(self.classes)
         return torch.bincount(self.labels * count + self.predictions, minlength=count * count).view(
             count, count
@@ -104,30 +104,32 @@ class Evaluation:
 
     @cached_property
     def mistakes(self) -> Tensor:
-        """Indices of the wrongly classified images, the highest loss first."""
+        """Indices of the misclassified images, the highest loss first: int64."""
         wrong = torch.nonzero(self.predictions != self.labels).flatten()
         return wrong[self.losses[wrong].argsort(descending=True, stable=True)]
 
     @cached_property
     def per_class(self) -> tuple[ClassScore, ...]:
         """Precision, recall and F1 of each class, in the order of the classes."""
-        right = self.confusion.diagonal().tolist()
-        there, called = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
+        correct, counts = self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist()
+        rows = zip(self.classes, correct, counts, self.confusion.sum(0).tolist(), strict=True)
         return tuple(
-            ClassScore(name, of, _share(hit, said), _share(hit, of), _share(2 * hit, of + said))
-            for name, hit, of, said in zip(self.classes, right, there, called, strict=True)
+            ClassScore(
+                name, count, _share(hits, predicted), _share(hits, count), _share(2 * hits, count + predicted)
+            )
+            for name, hits, count, predicted in rows
         )
 
     def top_pairs(self, count: int = 5) -> tuple[Pair, ...]:
         """Return the pairs of classes that are confused most often, at most `count`; ties by class."""
         classes = len(self.classes)
         wrong = self.confusion.clone().fill_diagonal_(0).flatten()
-        places = wrong.argsort(descending=True, stable=True)[: max(count, 0)].tolist()
-        pairs = (Pair(place // classes, place % classes, int(wrong[place])) for place in places)
+        indices = wrong.argsort(descending=True, stable=True)[: max(count, 0)].tolist()
+        pairs = (Pair(index // classes, index % classes, int(wrong[index])) for index in indices)
         return tuple(pair for pair in pairs if pair.count)
 
     def calibration(self, bins: int = 15) -> Calibration:
-        """Say how far the confidence in the predicted class is from its accuracy; see `calibration`."""
+        """Return the expected calibration error and its bins; see `insight.calibration`."""
         return calibration(self.labels, self.probabilities, bins)
 
 
@@ -137,11 +139,11 @@ def _share(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True)
 class Views:
-    """The views of an image that test-time augmentation averages over; by default the image alone.
+    """The views of an image that test-time augmentation (TTA) averages over; by default the image alone.
 
-    mirror: whether its mirror image is one.
-    shift: half of the weight goes to the same views moved by so many pixels towards the top left and the
-        bottom right, edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5); 0 moves none.
+    mirror: whether the mirror image is a view.
+    shift: pixels; half of the weight goes to the same views moved towards the top left and the bottom right,
+        edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5); 0 moves none.
     """
 
     mirror: bool = False
@@ -152,17 +154,17 @@ class Views:
 
     def __call__(self, images: Tensor) -> list[tuple[Tensor, float]]:
         """Return the views of N×C×H×W images with their weights, which add up to 1."""
-        placed = [(images, 1.0)]
+        moved = [(images, 1.0)]
         if self.shift:
             height, width = images.shape[2:]
             padded = F.pad(images, (self.shift,) * 4, mode="reflect")
             padded = padded.contiguous(memory_format=torch.channels_last)
             starts = (0, 2 * self.shift)
             corners = (padded[:, :, start : start + height, start : start + width] for start in starts)
-            placed = [(images, 0.5), *((corner, 0.25) for corner in corners)]
+            moved = [(images, 0.5), *((corner, 0.25) for corner in corners)]
         if not self.mirror:
-            return placed
-        return [(view, weight / 2) for image, weight in placed for view in (image, image.flip(3))]
+            return moved
+        return [(view, weight / 2) for image, weight in moved for view in (image, image.flip(3))]
 
 
 def evaluate(
@@ -175,7 +177,7 @@ def evaluate(
 ) -> Evaluation:
     """Classify every image of a set; the model's mode and statistics are left as they were.
 
-    views: whose probabilities are averaged. Raises InputError where the set is empty.
+    views: the views of an image whose probabilities are averaged. Raises InputError where the set is empty.
     """
     if not len(images):
         raise InputError("there is no image to evaluate", "Give at least one.")

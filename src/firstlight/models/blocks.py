@@ -1,4 +1,4 @@
-"""Blocks of which networks are made, and a table that shows what a network is made of."""
+"""Blocks of which networks are made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def check_choices(activation: str, logit_scale: float = 1.0) -> None:
-    """Raise InputError where no activation has this name, or where the logits would lose their meaning."""
+    """Raise InputError for an unknown activation, or a factor on the logits that is not positive."""
     if activation not in ACTIVATIONS:
         raise InputError(f"unknown activation {activation!r}", f"Known: {', '.join(ACTIVATIONS)}.")
     if not logit_scale > 0:
@@ -31,11 +31,11 @@ class ConvBlock(nn.Sequential):
     """3×3 convolution (stride 1, padding 1) → optional 2×2 max-pool → batch norm → activation.
 
     activation: a name of `ACTIVATIONS`.
-    identity: start with filters that hand the first channels on as they are, the others random
-        (`nn.init.dirac_`), so that at first much of the image reaches every depth.
-    norm_scale: whether batch norm learns a factor for each channel; the offset is always learned.
+    identity: whether the first filters start as the identity, the others random (`nn.init.dirac_`), so that
+        at first much of the image reaches every depth.
+    norm_scale: whether batch norm learns its weight (scale); its bias is always learned.
 
-    In bf16 on a CPU that they fit, `firstlight.machine.kernels` compute the same in fewer steps.
+    In bf16, on a CPU that they fit, `firstlight.machine.kernels` compute the same in fewer operations.
     """
 
     conv: nn.Conv2d
@@ -78,7 +78,7 @@ class ConvBlock(nn.Sequential):
         return x
 
     def _takes_kernels(self, x: Tensor) -> bool:
-        # Whoever hooks a layer wants to see it at work.
+        # A hook on a layer is only called where the layer itself is.
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self)
         in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         return in_bf16 and not hooked and normalisation.serves(self.norm, self[-1], x)
