@@ -179,11 +179,11 @@ LABELS = torch.tensor([0, 1, 0])
         (LABELS.int(), HALF, "need int64 labels"),
         (torch.tensor([0, 2, 0]), HALF, "outside 0…1"),
         (torch.tensor([0, -1, 0]), HALF, "outside 0…1"),
-        (LABELS[:0], HALF[:0], "no label to doubt"),
-        (LABELS * 0, torch.ones(3, 1), "no label to doubt"),
+        (LABELS[:0], HALF[:0], "no label to judge"),
+        (LABELS * 0, torch.ones(3, 1), "no label to judge"),
         (LABELS, HALF * 3, "does not sum to 1"),
-        (LABELS, HALF * math.nan, "a value that is none"),
-        (LABELS, torch.tensor([[1.5, -0.5]] * 3), "a value that is none"),
+        (LABELS, HALF * math.nan, "a value outside 0…1"),
+        (LABELS, torch.tensor([[1.5, -0.5]] * 3), "a value outside 0…1"),
     ],
 )
 def test_what_does_not_fit_is_bad_input(labels: Tensor, rows: Tensor, said: str) -> None:

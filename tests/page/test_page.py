@@ -280,7 +280,7 @@ def test_a_network_that_diverged_has_a_page(folder: Path) -> None:
     )
     last = dataclasses.replace(run.history.epochs[-1], train_loss=float("nan"))
     run.write_history(dataclasses.replace(run.history, epochs=(*run.history.epochs[:-1], last)))
-    assert "a row of probabilities has a value that is none" in report(folder).text
+    assert "a row of probabilities has a value outside 0…1" in report(folder).text
 
 
 def test_a_table_of_mistakes_of_another_kind_only_loses_names(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""What it learned: evaluation and Grad-CAM, as plain values."""
+"""What a network learned: accuracy, calibration, comparisons, Grad-CAM and label errors, as plain values."""

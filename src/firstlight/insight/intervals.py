@@ -1,4 +1,4 @@
-"""Intervals and tests: of a proportion, of a difference of two, and of a mean over seeds."""
+"""Confidence intervals and tests: of a proportion, of a difference of two, and of a mean over seeds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from firstlight.errors import InputError
 
 @dataclass(frozen=True)
 class Spread:
-    """One number, such as the accuracy, of several runs that differ in their seed alone."""
+    """One number, such as the accuracy, of several runs that differ only in their seed."""
 
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise InputError("there is no value whose mean could be taken", "Give at least one run.")
+            raise InputError("there is no value to take the mean of", "Give at least one run.")
 
     @property
     def mean(self) -> float:
@@ -28,12 +28,12 @@ class Spread:
 
     @property
     def sd(self) -> float | None:
-        """The sample standard deviation of one run; None where there is only one."""
+        """The sample standard deviation; None for a single run."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean, by Student's t; None of a single run."""
+        """The 95 % interval of the mean, by Student's t; None for a single run."""
         if self.sd is None:
             return None
         count = len(self.values)
@@ -42,7 +42,7 @@ class Spread:
 
 
 def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the score interval of a proportion (Wilson 1927); z is the normal quantile, 95 % by default."""
+    """Return the score interval of a proportion (Wilson 1927). z: the normal quantile, 95 % by default."""
     if count < 1:
         raise InputError(f"a proportion of {count} images has no interval", "Give at least one image.")
     share = right / count
@@ -53,16 +53,15 @@ def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float,
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """Return the exact two-sided p-value for two numbers of changed images.
+    """Return the exact two-sided p-value of McNemar's test (1947; for classifiers Dietterich 1998).
 
-    If neither network is better, each changed image is as likely fixed as broken, so the smaller
-    number is binomial; its lower tail is doubled, at most to 1 (McNemar 1947; for classifiers Dietterich
-    1998, there by the approximation with χ²).
+    If neither network is better, a changed image is as likely fixed as broken, so the smaller of both numbers
+    is binomial; its lower tail is doubled, at most to 1.
     """
-    total, least = fixed + broken, min(fixed, broken)
+    total, smaller = fixed + broken, min(fixed, broken)
     # Logarithms, since the terms themselves leave the range of fp64 beyond a thousand images.
-    below = torch.arange(least + 1, dtype=torch.float64)
-    terms = math.lgamma(total + 1) - torch.lgamma(below + 1) - torch.lgamma(total - below + 1)
+    counts = torch.arange(smaller + 1, dtype=torch.float64)
+    terms = math.lgamma(total + 1) - torch.lgamma(counts + 1) - torch.lgamma(total - counts + 1)
     return min(1.0, 2 * math.exp(float(torch.logsumexp(terms, 0)) - total * math.log(2)))
 
 
@@ -70,7 +69,7 @@ def paired_interval(fixed: int, broken: int, count: int, z: float = 1.959964) ->
     """Return the interval of a difference between two proportions of the same `count` images.
 
     Wald's interval after half an image is added to each of the four cells (Agresti and Min 2005,
-    Statistics in Medicine 24:729, "Wald+2"); z is the normal quantile, 95 % by default.
+    Statistics in Medicine 24:729, "Wald+2"). z: the normal quantile, 95 % by default.
     """
     size = count + 2
     middle = (fixed - broken) / size
@@ -80,9 +79,9 @@ def paired_interval(fixed: int, broken: int, count: int, z: float = 1.959964) ->
 
 @functools.cache
 def student_quantile(degrees: int, inside: float = 0.95) -> float:
-    """Return the t between whose negative and itself Student's distribution has the share `inside`.
+    """Return the quantile t of Student's distribution: a share `inside` of it lies between -t and t.
 
-    degrees: of freedom, a whole number; of n values n - 1.
+    degrees: of freedom, n - 1 for n values. Raises InputError for less than one, or a share outside 0…1.
     """
     if degrees < 1 or not 0 < inside < 1:
         raise InputError(f"Student's t has no quantile for {degrees} degrees of freedom and a share {inside}")
@@ -96,7 +95,7 @@ def student_quantile(degrees: int, inside: float = 0.95) -> float:
 
 
 def _share_inside(t: float, degrees: int) -> float:
-    """Return the probability of -t…t: Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    """Return the probability between -t and t (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     cosine, odd = math.cos(angle), degrees % 2
     term = cosine if odd else 1.0

@@ -117,8 +117,8 @@ def _faster_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if device.type == "mps":
         return "fp32"
-    # Without AVX-512 or AMX, bf16 arithmetic is emulated and slower than fp32, and chips that have them differ
-    # in speed. So the operation that training will use is timed: in turn, and the shortest of each. By one
+    # Without AVX-512 or AMX bf16 arithmetic is emulated and slower than fp32, and chips with them differ in
+    # speed. So the operation that training will use is timed: in turn, and the shortest of each. By one
     # thread, since several wait for the slowest of them: other work on the machine would then choose.
     convolutions = {"bf16": _convolution(torch.bfloat16), "fp32": _convolution(torch.float32)}
     shortest = dict.fromkeys(convolutions, math.inf)

@@ -35,8 +35,8 @@ def fast_bf16_products() -> bool:
     """Whether torch multiplies bf16 matrices faster than fp32 ones on this processor.
 
     Intel's do it by AMX. Where AMX is hidden, as in many virtual machines, their AVX-512 product of bf16
-    pairs has half the throughput of fp32; AMD's has four times it. An Intel chip with hidden AMX is recognised
-    by its fp16 arithmetic.
+    pairs has half the throughput of fp32; AMD's has four times it. An Intel chip with hidden AMX is known by
+    its fp16 arithmetic.
     """
     slow = cpu_has("avx512_fp16") and not cpu_has("amx_tile")
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not slow

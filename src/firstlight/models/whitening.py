@@ -10,12 +10,11 @@ from firstlight.errors import InputError
 
 
 class Whitening(nn.Conv2d):
-    """3×3 filters, frozen, whose answers to the images they were made for are uncorrelated, of variance 1.
+    """A frozen 3×3 convolution; on the images that it was fitted to its outputs are uncorrelated, of variance 1.
 
-    N×channels×H×W in, N×outputs×H×W out; the second half of the outputs is the first, negated, so that an
-    activation behind it loses neither sign. Until `fit` has seen images the filters are random.
-    Coates & Ng 2012, "Learning feature representations with k-means", section 2.1; as a frozen layer in
-    davidcpage/cifar10-fast.
+    N×channels×H×W in, N×outputs×H×W out; the second half of the outputs is the first, negated, so that the
+    activation behind it loses neither sign. Until `fit` the filters are random. Coates & Ng 2012, "Learning
+    feature representations with k-means", section 2.1; as a frozen layer in davidcpage/cifar10-fast.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:
@@ -29,12 +28,12 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor, floor: float = 5e-4) -> None:
-        """Take the filters from normalised N×C×H×W images.
+        """Compute the filters from normalised images, N×C×H×W.
 
-        floor: added to each variance, so that directions in which images hardly vary are not blown up.
+        floor: added to each variance, so that directions in which images hardly vary are not amplified.
         """
         count = self.out_channels // 2
-        patches = F.unfold(images.double(), 3).transpose(1, 2).flatten(0, 1)  # each a row
+        patches = F.unfold(images.double(), 3).transpose(1, 2).flatten(0, 1)  # one a row
         variances, directions = torch.linalg.eigh(patches.T.cov())
         variances, directions = variances[-count:].flip(0), directions.T[-count:].flip(0)
         # A direction and its opposite are both right: the largest component is made positive.

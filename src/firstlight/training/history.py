@@ -1,4 +1,4 @@
-"""What training did, epoch by epoch."""
+"""The history of a training: its losses, accuracies and speed, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from firstlight.errors import InputError
 class Epoch:
     """One finished epoch.
 
-    epoch: counted from 1. lr: the rate of its last step. train_loss, train_accuracy: running means over
-    the epoch's augmented batches, as the weights changed. validation_* and test_*: of the weights at its
-    end; None where not measured. Accuracies are fractions; seconds count training alone, from the start
-    of the run; images_per_second is this epoch's.
+    epoch: counted from 1. step: steps so far. lr: learning rate of its last step.
+    train_loss, train_accuracy: means over the epoch's augmented batches, while the weights changed.
+    images_per_second: of this epoch. train_seconds: training time from the start of the run.
+    validation_*, test_*: of the weights at its end; None where not measured. Accuracies are fractions.
     """
 
     epoch: int
@@ -58,7 +58,7 @@ class History:
         )
 
     def column(self, name: str) -> list[float | None]:
-        """Return one field of every epoch."""
+        """Return a field of every epoch."""
         return [getattr(epoch, name) for epoch in self.epochs]
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -66,12 +66,12 @@ class History:
 
     @classmethod
     def from_json(cls, rows: Iterable[Any]) -> History:
-        """Read what `to_json` gave; InputError names the first row that is something else."""
-        known = {field.name for field in fields(Epoch)}
+        """Read what `to_json` returned; InputError names the first row that is something else."""
+        names = {field.name for field in fields(Epoch)}
         epochs = []
         for number, row in enumerate(rows, 1):
             try:
-                epochs.append(Epoch(**{key: value for key, value in row.items() if key in known}))
+                epochs.append(Epoch(**{key: value for key, value in row.items() if key in names}))
             except (TypeError, AttributeError) as error:
                 raise InputError(f"row {number} of the history is not an epoch: {error}") from None
         return cls(tuple(epochs))

@@ -115,8 +115,8 @@ def _build(extra_flags: tuple[str, ...]) -> Path:
 
     Raises _BuildError where that fails.
     """
-    here = Path(__file__).parent
-    sources = [(here / name).read_bytes() for name in _SOURCES]
+    folder = Path(__file__).parent
+    sources = [(folder / name).read_bytes() for name in _SOURCES]
     openmp = _openmp()
     flags = (*_FLAGS, *extra_flags)
     build_key = repr((flags, openmp, platform.libc_ver())).encode()
@@ -130,9 +130,9 @@ def _build(extra_flags: tuple[str, ...]) -> Path:
         raise _BuildError(f"no C++ compiler ({', '.join(compilers)})")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-            output = Path(folder) / name
-            units = [str(here / source) for source in _SOURCES if source.endswith(".cpp")]
+        with tempfile.TemporaryDirectory(dir=cached.parent) as temporary:
+            output = Path(temporary) / name
+            units = [str(folder / source) for source in _SOURCES if source.endswith(".cpp")]
             command = [compiler, *flags, *units, "-o", str(output), *openmp]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_SECONDS)
             if done.returncode:
