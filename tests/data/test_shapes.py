@@ -9,7 +9,8 @@ import torch
 from tiny import digest, global_random_states
 
 from firstlight.data import shapes
-from firstlight.data.shapes import KINDS, Shapes, make_shapes
+from firstlight.data.shape_fields import KINDS
+from firstlight.data.shapes import Shapes, make_shapes
 from firstlight.errors import InputError
 
 
