@@ -32,6 +32,16 @@ def own_cache() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished run, with validation images; to be copied, not changed."""
+    from firstlight.jobs.train import train
+
+    size = {"train": 130, "test": 20, "width": 2, "batch_size": 20, "validation": 10, "epochs": 2}
+    options = {"peak_lr": 0.1, "min_lr": 0.001, "device": "cpu", "precision": "fp32", "quiet": True}
+    return train("shapes.demo", out=tmp_path_factory.mktemp("trained") / "run", **size, **options).path
+
+
+@pytest.fixture(scope="session")
 def cifar_folder() -> Path:
     """Return a folder that holds the real CIFAR-10, or skip the test."""
     for folder in (Path(_GIVEN) if _GIVEN else None, _BESIDE):

@@ -25,9 +25,8 @@ def test_rooms_that_are_verbs_can_be_called() -> None:
 
 def test_one_cell_trains_shows_and_predicts(tmp_path: Path) -> None:
     settings = {"train": 120, "test": 40, "width": 2, "batch_size": 40, "peak_lr": 0.1, "min_lr": 0.001}
-    run = firstlight.train(
-        "shapes.demo", out=tmp_path / "run", epochs=1, precision="fp32", quiet=True, **settings
-    )
+    options = {"epochs": 1, "precision": "fp32", "quiet": True}
+    run = firstlight.train("shapes.demo", out=tmp_path / "run", **options, **settings)
     shown = [run.learning_curves(), run.augmentations(), run.confusion(), run.misclassified(), run.gradcam()]
     assert all(figure._repr_mimebundle_()[0]["image/png"][:4] == b"\x89PNG" for figure in shown)
     with pytest.raises(firstlight.InputError, match="rates were given"):
@@ -37,9 +36,5 @@ def test_one_cell_trains_shows_and_predicts(tmp_path: Path) -> None:
     assert prediction.label in run.data.classes
     assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert firstlight.report(run).path == tmp_path / "run" / "report.html"
-    again = firstlight.evaluate(run, precision="fp32")
-    assert (
-        again.accuracy
-        == run.summary.test_accuracy
-        == firstlight.open_run(tmp_path / "run").evaluation.accuracy
-    )
+    accuracy = firstlight.evaluate(run, precision="fp32").accuracy
+    assert accuracy == run.summary.test_accuracy == firstlight.open_run(run.path).evaluation.accuracy

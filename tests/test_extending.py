@@ -1,4 +1,4 @@
-"""docs/extending.md, carried out: each kind of part is one file and one line, and works everywhere at once."""
+"""docs/extending.md, carried out: each kind of part is one file and one line."""
 
 from __future__ import annotations
 
@@ -102,10 +102,12 @@ def test_a_run_with_new_parts_reports_and_a_stopped_one_goes_on(extended: Path, 
     firstlight("report", str(run), cwd=extended, path=extended)
     assert "Brightness" in (run / "report.html").read_text(encoding="utf-8")
     stop = (
-        "import firstlight, signal\nfrom firstlight.record.checkpoints import Checkpoints\nsave = Checkpoints.save\n"
+        "import firstlight, signal\nfrom firstlight.record.checkpoints import Checkpoints\n"
+        "save = Checkpoints.save\n"
         "def stop(self, *values):\n    save(self, *values)\n    signal.raise_signal(signal.SIGINT)\n"
         "Checkpoints.save = stop\n"
-        "firstlight.train('shapes.toy', peak_lr=0.01, min_lr=0.001, precision='fp32', out='again', quiet=True)\n"
+        "options = dict(peak_lr=0.01, min_lr=0.001, precision='fp32', out='again', quiet=True)\n"
+        "firstlight.train('shapes.toy', **options)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(extended)}
     stopped = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
 from firstlight.recipes import named
-from firstlight.record import record
-from firstlight.record.record import Record
+from firstlight.record.record import ENVIRONMENT, MISTAKES, PREDICTIONS, Record
 
 IMAGES = image_set(40)
+RUNS = Path(__file__).parents[1] / "benchmarks" / "runs"
 
 
 def run_folder(path: Path, wrong: dict[int, int], images: ImageSet = IMAGES, digest: str = "d" * 64) -> Path:
@@ -28,16 +29,11 @@ def run_folder(path: Path, wrong: dict[int, int], images: ImageSet = IMAGES, dig
     for index, predicted in wrong.items():
         predictions[index] = predicted
     evaluation = Evaluation(images.classes, images.labels, torch.eye(4)[predictions], images.names)
-    writing = Record.create("", path)
-    data = {
-        "classes": list(images.classes),
-        "shape": list(images.shape),
-        "mean": list(images.mean),
-        "std": list(images.std),
-        "test_sha256": digest,
-    }
-    writing.begin(named("shapes.demo"), None, {"data": data}, {"images": images.images[:1]})
-    writing.write_evaluation(evaluation, evaluation, images)
+    record = Record.create("", path)
+    data = {key: list(getattr(images, key)) for key in ("classes", "shape", "mean", "std")}
+    environment = {"data": data | {"test_sha256": digest}}
+    record.begin(named("shapes.demo"), None, environment, {"images": images.images[:1]})
+    record.write_evaluation(evaluation, evaluation, images)
     return path
 
 
@@ -62,6 +58,18 @@ def test_names_come_from_the_table_of_the_run_that_has_the_image_wrong(tmp_path:
         ("one/image 20", 0, 2, 0),
         ("two/image 21", 1, 1, 2),
     ]
+
+
+def test_run_folders_of_the_first_version_open_report_and_compare(tmp_path: Path) -> None:
+    folders = [
+        shutil.copytree(RUNS / name, tmp_path / name) for name in ("assignment-plus-seed1", "fast-seed0")
+    ]
+    for folder in folders:
+        assert json.loads((folder / "recipe.json").read_text())["schema"] == 1
+        run = firstlight.open_run(folder)
+        assert run.summary.test_accuracy == run.evaluation.accuracy > 0.9 and len(run.history)
+        assert f"{run.summary.test_accuracy:.2%}" in run.report().path.read_text()
+    assert len(firstlight.compare(*folders).before.labels) == 10_000
 
 
 def test_the_shell_prints_the_sentences_and_the_changed_images(
@@ -98,9 +106,7 @@ def test_runs_on_other_data_or_classes_are_refused(
 ) -> None:
     one = run_folder(tmp_path / "one", {})
     other_data = run_folder(tmp_path / "data", {}, digest="e" * 64)
-    other_classes = run_folder(
-        tmp_path / "classes", {}, dataclasses.replace(IMAGES, classes=("w", "x", "y", "z"))
-    )
+    other_classes = run_folder(tmp_path / "classes", {}, dataclasses.replace(IMAGES, classes=tuple("wxyz")))
     with pytest.raises(InputError, match="judged on different test images"):
         firstlight.compare(one, other_data)
     with pytest.raises(InputError, match="different classes"):
@@ -113,10 +119,10 @@ def test_runs_on_other_data_or_classes_are_refused(
 
 def test_a_run_without_predictions_or_table_is_met_with_words_or_places(tmp_path: Path) -> None:
     one, other = run_folder(tmp_path / "one", {5: 0}), run_folder(tmp_path / "other", {6: 0})
-    (one / record.MISTAKES).unlink()
-    (other / record.MISTAKES).write_text("index,name\n6,six\nmany,x\n-6,y\n99,far\n")
+    (one / MISTAKES).unlink()
+    (other / MISTAKES).write_text("index,name\n6,six\nmany,x\n-6,y\n99,far\n")
     assert [change.name for change in firstlight.compare(one, other).changes()] == ["#5", "six"]
-    (one / record.PREDICTIONS).unlink()
+    (one / PREDICTIONS).unlink()
     with pytest.raises(InputError, match="keeps no predictions"):
         firstlight.compare(one, other)
 
@@ -125,9 +131,9 @@ def test_without_any_hash_the_labels_decide(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "one", {})
     other = run_folder(tmp_path / "other", {}, dataclasses.replace(IMAGES, labels=IMAGES.labels.flip(0)))
     for path in (one, other):
-        values = json.loads((path / record.ENVIRONMENT).read_text())
+        values = json.loads((path / ENVIRONMENT).read_text())
         del values["data"]["test_sha256"]
-        (path / record.ENVIRONMENT).write_text(json.dumps(values))
+        (path / ENVIRONMENT).write_text(json.dumps(values))
     assert firstlight.compare(one, one).difference == 0
     with pytest.raises(InputError, match="different labels at 40 of 40 images"):
         firstlight.compare(one, other)

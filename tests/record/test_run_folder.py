@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from firstlight.errors import InputError
 from firstlight.record.run_folder import RECIPE, RunFolder, write_atomic
+from firstlight.record.summary import Summary
 
 
 def test_names_are_numbered_when_taken(tmp_path: Path) -> None:
@@ -23,12 +26,8 @@ def test_an_explicit_folder_that_exists_is_refused_and_left_alone(tmp_path: Path
     with pytest.raises(InputError, match="exists already"):
         RunFolder.create("shapes.demo", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-
-
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the run folder"):
-        RunFolder.create("shapes.demo", tmp_path / "file" / "run")
+        RunFolder.create("shapes.demo", tmp_path / "mine" / "thesis.txt" / "run")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(
@@ -59,14 +58,28 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
     (tmp_path / "x.json").write_text("{")
     (tmp_path / "y.json").write_text("[]")
-    with pytest.raises(InputError, match=r"x\.safetensors is damaged"):
-        folder.read_tensors("x.safetensors")
-    with pytest.raises(InputError, match=r"x\.json is not JSON"):
-        folder.read_json("x.json")
-    with pytest.raises(InputError, match=r"y\.json holds no JSON object"):
-        folder.read_json("y.json")
-    with pytest.raises(InputError, match="cannot read"):
-        folder.read_tensors("z.safetensors")
+    for read, name, message in (
+        (folder.read_tensors, "x.safetensors", "x.safetensors is damaged"),
+        (folder.read_json, "x.json", "x.json is not JSON"),
+        (folder.read_json, "y.json", "y.json holds no JSON object"),
+        (folder.read_tensors, "z.safetensors", "cannot read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "result"),
+    [
+        ("test_accuracy", 1, 1.0),
+        *[("test_accuracy", value, None) for value in ("0.9", True, [0.9], math.nan, {})],
+        *[("epochs", "3", None), ("interrupted", 1, None), ("device", 3, None)],
+        ("test_interval_95", [0.1, 0.2], (0.1, 0.2)),
+        *[("test_interval_95", value, None) for value in ([0.1], [0.1, "0.2"], 0.1, None)],
+    ],
+)
+def test_a_number_of_another_kind_counts_as_not_measured(key: str, value: Any, result: Any) -> None:
+    assert getattr(Summary.from_json({key: value, "future": 1}), key) == result
 
 
 @pytest.mark.parametrize("version", [0, 3, None, "1"])

@@ -5,7 +5,6 @@ It imports torch only after it has looked at what is installed, so that it can s
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import platform
@@ -37,7 +36,7 @@ class Check:
 
     name: str
     good: bool | None
-    found: str
+    result: str
     hint: str = ""
 
     @property
@@ -50,13 +49,12 @@ def examine(data_dir: Path | None = None, out: Path = Path()) -> Iterator[Check]
 
     data_dir: where CIFAR-10 should be; out: where run folders would be made.
     """
-    yield Check(
-        "firstlight", None, f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
-    )
-    installed = list(_installation())
-    yield from installed
+    versions = f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    yield Check("firstlight", None, versions)
+    packages = list(_installation())
+    yield from packages
     yield _disk(out)
-    if any(check.good is False for check in installed):
+    if any(package.good is False for package in packages):
         yield Check("machine", False, "not examined, because the installation is broken", "Mend it first.")
         return
     yield from _guarded("machine", _machine)
@@ -70,39 +68,35 @@ def _guarded(name: str, check: Callable[[], Check]) -> Iterator[Check]:
     except InputError as error:
         yield Check(name, False, error.message, error.hint)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        yield Check(
-            name,
-            False,
-            f"{type(error).__name__}: {error}".splitlines()[0],
-            "See `firstlight doctor --debug`.",
-        )
+        yield Check(name, False, _first_line(error), "See `firstlight doctor --debug`.")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _installation() -> Iterator[Check]:
     """Compare each core dependency with the floor that the package itself states, and import it."""
     for requirement in metadata.requires("firstlight") or []:
         match = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement.split(";")[0].replace(" ", ""))
-        if match is None or "extra" in requirement:
-            continue
-        name, floor = match.groups()
-        mend = f"pip install '{name}>={floor}'"
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Check(name, False, "not installed", mend)
-            continue
-        if _numbers(version) < _numbers(floor):
-            yield Check(name, False, f"{version}, but {floor} or newer is needed", mend)
-            continue
-        try:
-            importlib.import_module(_MODULES.get(name, name))
-        except Exception as error:  # whatever a broken package raises, it is what the user needs to read
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            yield Check(
-                name, False, f"{version} does not import: {said}", f"pip install --force-reinstall {name}"
-            )
-            continue
-        yield Check(name, True, version)
+        if match is not None and "extra" not in requirement:
+            yield _package(*match.groups())
+
+
+def _package(name: str, floor: str) -> Check:
+    hint = f"pip install '{name}>={floor}'"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name, False, "not installed", hint)
+    if _numbers(version) < _numbers(floor):
+        return Check(name, False, f"{version}, but {floor} or newer is needed", hint)
+    try:
+        importlib.import_module(_MODULES.get(name, name))
+    except Exception as error:  # whatever a broken package raises, it is what the user needs to read
+        hint = f"pip install --force-reinstall {name}"
+        return Check(name, False, f"{version} does not import: {_first_line(error)}", hint)
+    return Check(name, True, version)
 
 
 def _numbers(version: str) -> list[int]:
@@ -110,14 +104,14 @@ def _numbers(version: str) -> list[int]:
 
 
 def _disk(out: Path) -> Check:
-    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    found = f"{free:.1f} GB free at {place}"
-    if not os.access(place, os.W_OK):
-        return Check("disk", False, f"{place} cannot be written to", "Run in another folder, or use --out.")
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    room = f"{free:.1f} GB free at {folder}"
+    if not os.access(folder, os.W_OK):
+        return Check("disk", False, f"{folder} cannot be written to", "Run in another folder, or use --out.")
     if free < NEEDED_GB:
-        return Check("disk", False, f"{found}; a long run needs {NEEDED_GB:g} GB", "Make room, or use --out.")
-    return Check("disk", True, found)
+        return Check("disk", False, f"{room}; a long run needs {NEEDED_GB:g} GB", "Make room, or use --out.")
+    return Check("disk", True, room)
 
 
 def _machine() -> Check:
@@ -125,13 +119,13 @@ def _machine() -> Check:
     from firstlight.training.graph import steps_on
 
     machine = choose()
-    return Check(
-        "machine",
-        True,
+    words = [
         f"{machine.hardware}; {machine.device.type}, {machine.precision}, channels-last, "
-        f"{machine.threads} threads, allocator: {machine.allocator}; {operations_on(machine)}; "
+        f"{machine.threads} threads, allocator: {machine.allocator}",
+        operations_on(machine),
         f"steps {steps_on(machine)}",
-    )
+    ]
+    return Check("machine", True, "; ".join(words))
 
 
 def _data(data_dir: Path | None) -> Check:
@@ -139,49 +133,31 @@ def _data(data_dir: Path | None) -> Check:
     from firstlight.machine.storage import cache_folder
 
     if data_dir is None and not is_here():
-        return Check(
-            "data", None, f"no CIFAR-10 in {cache_folder()}; `train` downloads it, `shapes` is built in"
-        )
+        words = f"no CIFAR-10 in {cache_folder()}; `train` downloads it, `shapes` is built in"
+        return Check("data", None, words)
     train, test = Cifar10().load(data_dir)
     return Check("data", True, f"CIFAR-10, {len(train):,} + {len(test):,} images, verified")
 
 
 def _resume() -> Check:
     """Kill a tiny run, resume it, and compare its bits with those of a run that was left alone."""
-    with tempfile.TemporaryDirectory(prefix="firstlight-doctor-", ignore_cleanup_errors=True) as place:
-        whole, killed = Path(place, "whole"), Path(place, "killed")
+    with tempfile.TemporaryDirectory(prefix="firstlight-doctor-", ignore_cleanup_errors=True) as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
         _run(whole, [])
         step = _kill_within(killed)
         _run(killed, ["--resume"])
-        same = [
-            _digest(whole / name) == _digest(killed / name)
-            for name in ("model.safetensors", "predictions.safetensors")
-        ]
-    if not all(same):
-        return Check(
-            "resume",
-            False,
-            f"killed at step {step} and resumed, a run ended with other bits",
-            "Please report it.",
-        )
-    return Check("resume", True, f"killed at step {step} and resumed, a run ended with the same bits")
+        files = ("model.safetensors", "predictions.safetensors")
+        same = all((whole / name).read_bytes() == (killed / name).read_bytes() for name in files)
+    words = f"killed at step {step} and resumed, a run ended with {'the same' if same else 'other'} bits"
+    return Check("resume", same, words, "" if same else "Please report it.")
 
 
 def _command(out: Path, more: list[str]) -> list[str]:
+    words = (
+        "-m firstlight.cli train shapes.demo --epochs 3 --checkpoint-minutes 0 --device cpu --precision fp32"
+    )
     settings = [word for setting in _TINY for word in ("--set", setting)]
-    words = ["train", "shapes.demo", "--epochs", "3", "--out", str(out), "--checkpoint-minutes", "0"]
-    return [
-        sys.executable,
-        "-m",
-        "firstlight.cli",
-        *words,
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        *settings,
-        *more,
-    ]
+    return [sys.executable, *words.split(), "--out", str(out), *settings, *more]
 
 
 def _run(out: Path, more: list[str]) -> None:
@@ -203,17 +179,11 @@ def _kill_within(out: Path) -> int:
     raise RuntimeError("the tiny run ended before it could be killed")
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def table(checks: list[Check]) -> str:
     """Write checks as a Markdown table, to be pasted into a report of a bug."""
-    rows = [
-        (check.mark, check.name, check.found + (f" → {check.hint}" if check.hint else "")) for check in checks
-    ]
-    width = max(len(row[1]) for row in rows)
-    return "\n".join(
-        ["|   | " + "check".ljust(width) + " | found |", f"|---|{'-' * (width + 2)}|---|"]
-        + [f"| {mark} | {name:{width}} | {found} |" for mark, name, found in rows]
-    )
+    width = max(len(check.name) for check in checks)
+    lines = [f"|   | {'check':{width}} | result |", f"|---|{'-' * (width + 2)}|---|"]
+    for check in checks:
+        hint = f" → {check.hint}" if check.hint else ""
+        lines.append(f"| {check.mark} | {check.name:{width}} | {check.result}{hint} |")
+    return "\n".join(lines)

@@ -48,29 +48,19 @@ class Seeds:
     @classmethod
     def of(cls, path: Path, runs: tuple[Run, ...]) -> Self:
         """Take mean and spread of finished runs; raises InputError where one lacks a number."""
-        numbers = {
-            key: Spread(tuple(_number(run, key) for run in runs))
+        plain, averaged, seconds = (
+            Spread(tuple(_number(run, key) for run in runs))
             for key in ("test_accuracy", "test_accuracy_tta", "train_seconds")
-        }
-        plain, averaged = numbers["test_accuracy"], numbers["test_accuracy_tta"]
+        )
+        intervals = _interval(plain, runs[0], tta=False), _interval(averaged, runs[0], tta=True)
         return cls(
-            path=path,
-            runs=runs,
-            accuracies=plain.values,
-            mean=plain.mean,
-            sd=plain.sd,
-            interval=_interval(plain, runs[0], tta=False),
-            accuracies_tta=averaged.values,
-            mean_tta=averaged.mean,
-            sd_tta=averaged.sd,
-            interval_tta=_interval(averaged, runs[0], tta=True),
-            train_seconds=numbers["train_seconds"].mean,
+            *(path, runs, plain.values, plain.mean, plain.sd, intervals[0]),
+            *(averaged.values, averaged.mean, averaged.sd, intervals[1], seconds.mean),
         )
 
     def __str__(self) -> str:
         """Say accuracy with its spread, without and with TTA, and the mean time of training."""
         one = len(self.runs) == 1
-        named = "1 seed" if one else f"{len(self.runs)} seeds"
         what = "over test images, since one seed says nothing of others" if one else "of the mean, over seeds"
 
         def spread(sd: float | None, interval: tuple[float, float]) -> str:
@@ -78,7 +68,8 @@ class Seeds:
             return f"{scatter}95 % interval {interval[0]:.2%} to {interval[1]:.2%} {what}"
 
         return (
-            f"{named}: test accuracy {self.mean:.2%} without TTA ({spread(self.sd, self.interval)})\n"
+            f"{_seeds(len(self.runs))}: test accuracy {self.mean:.2%} without TTA "
+            f"({spread(self.sd, self.interval)})\n"
             f"{self.mean_tta:.2%} with TTA ({spread(self.sd_tta, self.interval_tta)})\n"
             f"training took {duration(self.train_seconds)}{'' if one else ' on average'}"
         )
@@ -86,14 +77,17 @@ class Seeds:
     def to_json(self) -> dict[str, Any]:
         """Return the numbers that stand beside those of each run."""
         over = "images" if len(self.runs) == 1 else "seeds"
-        numbers = {
-            key: {"mean": mean, "sd": sd, "interval_95": list(interval), "interval_over": over}
-            for key, mean, sd, interval in (
-                ("test_accuracy", self.mean, self.sd, self.interval),
-                ("test_accuracy_tta", self.mean_tta, self.sd_tta, self.interval_tta),
-            )
+        rows = {
+            "test_accuracy": (self.mean, self.sd, list(self.interval), over),
+            "test_accuracy_tta": (self.mean_tta, self.sd_tta, list(self.interval_tta), over),
         }
+        names = ("mean", "sd", "interval_95", "interval_over")
+        numbers = {key: dict(zip(names, row, strict=True)) for key, row in rows.items()}
         return {**numbers, "train_seconds": self.train_seconds}
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _number(run: Run, key: str) -> float:
@@ -152,10 +146,8 @@ class SeedsRecord:
         if not isinstance(before, list):
             raise InputError(f"{self.path / SEEDS} names no seeds")
         if not set(before) <= set(seeds):
-            raise InputError(
-                f"{self.path} was begun with {len(before)} seeds, not {len(seeds)}",
-                "Give as many or more, or another --out.",
-            )
+            message = f"{self.path} was begun with {len(before)} seeds, not {len(seeds)}"
+            raise InputError(message, "Give as many or more, or another --out.")
 
     def run_path(self, seed: int) -> Path:
         return self.path / f"seed-{seed}"
@@ -165,12 +157,12 @@ class SeedsRecord:
         runs = {seed: Run(RunFolder(self.run_path(seed))) for seed in seeds}
         return {seed: run for seed, run in runs.items() if run.is_finished}
 
-    def write(self, header: Mapping[str, Any], done: Mapping[int, Run], result: Seeds | None = None) -> None:
+    def write(self, header: Mapping[str, Any], runs: Mapping[int, Run], result: Seeds | None = None) -> None:
         """Write what is known so far; with `result` it is all."""
         keys = ("test_accuracy", "test_accuracy_tta", "train_seconds", "wall_seconds")
         rows = [
             {"seed": seed, "folder": f"seed-{seed}", **{key: getattr(run.summary, key) for key in keys}}
-            for seed, run in sorted(done.items())
+            for seed, run in sorted(runs.items())
         ]
         numbers = {} if result is None else result.to_json()
         self.folder.write_json(SEEDS, {**header, "finished": result is not None, "runs": rows, **numbers})
@@ -195,61 +187,52 @@ def train_seeds(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"seeds takes a whole number of at least 1, not {count!r}", "For example: --seeds 5")
     seeds = range(recipe.seed, recipe.seed + count)
-    place = None if out is None else Path(out)
-    begun = begun_record(SeedsRecord, recipe, place, resume)
+    path, data = (None if each is None else Path(each) for each in (out, data_dir))
+    begun = begun_record(SeedsRecord, recipe, path, resume)
     if begun is not None and begun.is_begun:
         begun.check_seeds(seeds)
     device, precision = pinned(begun, device, precision)
-    done = {} if begun is None else begun.finished(seeds)
+    runs = {} if begun is None else begun.finished(seeds)
     job = None
-    if len(done) < count:
-        data = None if data_dir is None else Path(data_dir)
+    if len(runs) < count:
         job = Job.prepare(recipe, data, device, precision, determinism)
         device, precision = job.machine.device.type, job.machine.precision
-    record = begun or SeedsRecord(RunFolder.create(recipe.name, place))
+    record = begun or SeedsRecord(RunFolder.create(recipe.name, path))
     header = {"recipe": recipe.to_json(), "device": device, "precision": precision, "seeds": list(seeds)}
+    options = {"data_dir": data_dir, "device": device, "precision": precision, "determinism": determinism}
     with record.folder.lock():
         record.folder.sweep()
         if job is not None:
             with failures_explained(record.path, job):
-                record.write(header, done)
-                say(_cost(job, count, count - len(done)))
+                record.write(header, runs)
+                say(_cost(job, count, count - len(runs)))
             job = None  # its images and network would lie beside those of every seed
         else:
             say(f"{record.path} is finished already")
-        with _stops_explained(record, done, count, say):
+        with _stops_explained(record, runs, count, say):
             for number, seed in enumerate(seeds, 1):
-                if seed not in done:
+                if seed not in runs:
                     say(f"\nseed {seed}, {number} of {count}")
-                    done[seed] = one(
-                        dataclasses.replace(recipe, seed=seed),
-                        data_dir=data_dir,
-                        out=record.run_path(seed),
-                        resume="auto",
-                        device=device,
-                        precision=precision,
-                        determinism=determinism,
-                    )
-                    record.write(header, done)
-            result = Seeds.of(record.path, tuple(done[seed] for seed in seeds))
-            record.write(header, done, result)
-    for line in f"\n{result}\nseeds     {record.path / SEEDS}".split("\n"):
-        say(line)
+                    seeded = dataclasses.replace(recipe, seed=seed)
+                    runs[seed] = one(seeded, out=record.run_path(seed), resume="auto", **options)
+                    record.write(header, runs)
+            result = Seeds.of(record.path, tuple(runs[seed] for seed in seeds))
+            record.write(header, runs, result)
+    say(f"\n{result}\nseeds     {record.path / SEEDS}")
     return result
 
 
 def _cost(job: Job, count: int, left: int) -> str:
     """Say what the seeds that are left will take here."""
     each = sum(job.estimate(job.step_seconds()).values())
-    named = "1 seed" if count == 1 else f"{count} seeds"
     total = duration(left * each) + (f", {left} times {duration(each)}" if left > 1 else "")
     rest = "" if left == count else f" for the {left} that are left"
-    return f"{named} of {job.recipe.name}: about {total} here{rest}"
+    return f"{_seeds(count)} of {job.recipe.name}: about {total} here{rest}"
 
 
 @contextlib.contextmanager
 def _stops_explained(
-    record: SeedsRecord, done: Mapping[int, Run], count: int, say: Callable[[str], None]
+    record: SeedsRecord, runs: Mapping[int, Run], count: int, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Say how far all seeds are where one of them is stopped or fails, or the disk is full."""
     goes_on = "the same command with --resume goes on"
@@ -260,7 +243,7 @@ def _stops_explained(
             record.folder.remove(".")  # nothing was trained, so nothing is worth keeping
         raise
     except (KeyboardInterrupt, RunFailed):
-        say(f"{len(done)} of {count} seeds are finished; {goes_on} in {record.path}")
+        say(f"{len(runs)} of {count} seeds are finished; {goes_on} in {record.path}")
         raise
     except OSError as error:
         message = f"cannot write {error.filename or record.path}: {error.strerror or error}"

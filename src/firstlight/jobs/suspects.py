@@ -14,7 +14,7 @@ from firstlight.insight.evaluation import Views, evaluate
 from firstlight.insight.suspects import suspects as rank_labels
 from firstlight.jobs.failures import failures_explained
 from firstlight.jobs.job import Job
-from firstlight.jobs.progress import Progress, say, silent
+from firstlight.jobs.progress import Progress, say
 from firstlight.machine.clock import duration
 from firstlight.machine.machine import Machine, choose
 from firstlight.machine.streams import stream
@@ -43,32 +43,26 @@ def suspects(
     Raises InputError where the run is not finished or the data is not what it was trained on, and
     RunFailed where disk or memory give out.
     """
-    log = silent if quiet else say
-    opened = open_run(run)
-    recipe = _with_rates(opened)
-    machine = choose(device, precision)
-    images, test = opened.recipe.data.load(None if data_dir is None else Path(data_dir))
-    job = Job.with_images(images, test, opened.recipe, machine)
-    data = opened.environment.get("data")
+    run = open_run(run)
+    recipe, machine = _with_rates(run), choose(device, precision)
+    images, test = run.recipe.data.load(None if data_dir is None else Path(data_dir))
+    job = Job.with_images(images, test, run.recipe, machine)
+    data = run.environment.get("data")
     if not isinstance(data, dict) or data.get("train_sha256") != job.train.digest:
-        raise InputError(
-            f"the training images are not those of {opened.path}",
-            "Give the data that the run was trained on with --data-dir.",
-        )
+        hint = "Give the data that the run was trained on with --data-dir."
+        raise InputError(f"the training images are not those of {run.path}", hint)
     _check_folds(folds, len(images), recipe.batch_size)
-    explained = failures_explained(
-        opened.path,
-        job,
-        room="Make room, then try again.",
-        smaller="Train the run again with --set batch_size={}, which fits here.",
+    room, smaller = (
+        "Make room, then try again.",
+        "Train the run again with --set batch_size={}, which fits here.",
     )
-    with explained, opened.folder.lock():
-        for line in _describe(job, recipe, images, folds):
-            log(line)
+    with failures_explained(run.path, job, room=room, smaller=smaller), run.folder.lock():
+        if not quiet:
+            say(_description(job, recipe, images, folds))
         probabilities = out_of_sample(recipe, images, machine, folds=folds, quiet=quiet)
         ranking = rank_labels(images.labels, probabilities)
-        opened.folder.sweep()
-        return TrainingSuspects.write(opened.folder, ranking, probabilities, images)
+        run.folder.sweep()
+        return TrainingSuspects.write(run.folder, ranking, probabilities, images)
 
 
 def _with_rates(run: Run) -> Recipe:
@@ -91,16 +85,15 @@ def out_of_sample(
     fold = fold_numbers(images.labels, folds, recipe.seed)
     probabilities = torch.empty(len(images), len(images.classes))
     for number in range(folds):
-        began = time.perf_counter()
-        held_out = torch.nonzero(fold == number).flatten()
-        rest = torch.nonzero(fold != number).flatten()
-        job = Job.with_images(images.subset(rest), images.subset(held_out), recipe, machine)
-        seen = evaluate(_trained(job, quiet), job.test, machine, views=_views(recipe))
-        probabilities[held_out] = seen.probabilities
+        start = time.perf_counter()
+        inside, outside = (torch.nonzero(part).flatten() for part in (fold == number, fold != number))
+        job = Job.with_images(images.subset(outside), images.subset(inside), recipe, machine)
+        evaluation = evaluate(_trained(job, quiet), job.test, machine, views=_views(recipe))
+        probabilities[inside] = evaluation.probabilities
         if not quiet:
             say(
-                f"fold {number + 1}/{folds}  {seen.right:,} of {len(held_out):,} labels as predicted "
-                f"({seen.accuracy:.2%})  {duration(time.perf_counter() - began)}"
+                f"fold {number + 1}/{folds}  {evaluation.right:,} of {len(inside):,} labels as predicted "
+                f"({evaluation.accuracy:.2%})  {duration(time.perf_counter() - start)}"
             )
     return probabilities
 
@@ -119,10 +112,8 @@ def _check_folds(folds: int, images: int, batch_size: int) -> None:
         raise InputError(f"cannot make {folds} folds of {images:,} images", "Use --folds 4, say.")
     rest = images - -(-images // folds)
     if rest < batch_size:
-        raise InputError(
-            f"{folds} folds leave {rest:,} images to train on, fewer than a batch of {batch_size}",
-            "Use more --folds, or train the run with a smaller batch_size.",
-        )
+        message = f"{folds} folds leave {rest:,} images to train on, fewer than a batch of {batch_size}"
+        raise InputError(message, "Use more --folds, or train the run with a smaller batch_size.")
 
 
 def _views(recipe: Recipe) -> Views:
@@ -131,34 +122,27 @@ def _views(recipe: Recipe) -> Views:
 
 def _trained(job: Job, quiet: bool) -> torch.nn.Module:
     """Train a job's network from its beginning to its end; nothing is kept on disk."""
-    recipe = job.recipe
-    state = job.state()
-    ticks = fit(
-        state,
-        job.batches,
-        job.schedule(),
-        epochs=recipe.epochs,
-        machine=job.machine,
-        objective=recipe.objective,
-        step=choose_step(state, job.machine),
-    )
+    state, machine, objective = job.state(), job.machine, job.recipe.objective
+    step = choose_step(state, machine)
+    schedule, epochs = job.schedule(), job.recipe.epochs
+    ticks = fit(state, job.batches, schedule, epochs=epochs, machine=machine, objective=objective, step=step)
     with Progress(len(job.batches), job.costs, quiet=quiet, lines=False) as progress:
         for tick in ticks:
             progress.update(tick)
     return state.trained
 
 
-def _describe(job: Job, recipe: Recipe, images: ImageSet, folds: int) -> list[str]:
+def _description(job: Job, recipe: Recipe, images: ImageSet, folds: int) -> str:
     """Say what will be trained, and how long it will take here."""
     step, machine = job.step_seconds(), job.machine
     rest = len(images) - len(images) // folds
     training = folds * recipe.epochs * (rest // recipe.batch_size) * step
     passes = len(images) * len(_views(recipe))
     judging = passes / recipe.batch_size * step / 3  # a forward pass is a third of a step
-    return [
+    return (
         f"{recipe.name}: {len(images):,} labels to judge; {folds} networks, each trained for {recipe.epochs} "
-        f"epochs on about {rest:,} images and asked about the others",
-        f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
+        f"epochs on about {rest:,} images and asked about the others\n"
+        f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads\n"
         f"about {duration(training + judging)} here "
-        f"(training {duration(training)}, judging {duration(judging)})",
-    ]
+        f"(training {duration(training)}, judging {duration(judging)})"
+    )
