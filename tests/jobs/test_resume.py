@@ -223,23 +223,6 @@ def test_a_loss_that_is_not_finite_says_where_and_keeps_what_was_before(tmp_path
     assert Run.open(tmp_path / "run").recipe.schedule.peak_lr == 1e30
 
 
-<<<<<<< HEAD
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's own means")
-def test_out_of_memory_proposes_a_batch_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from firstlight.jobs.job import Job
-    from firstlight.training import loop
-
-    def hungry(state: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(images) > 7:
-            raise RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
-            )
-        return update_weights(state, images, *rest)
-
-    update_weights = loop.update_weights
-    monkeypatch.setattr(Job, "describe", lambda self, done=0: [])
-    monkeypatch.setattr(loop, "update_weights", hungry)
-=======
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.")]
 )
@@ -256,6 +239,5 @@ def test_out_of_memory_proposes_a_batch_that_fits(
     monkeypatch.setattr(job, "train_step", hungry)
     monkeypatch.setattr(train_job, "choose_step", lambda *_: hungry)
     monkeypatch.setattr(job.Job, "describe", lambda self, done=0: [])
->>>>>>> wt-cutC
     with pytest.raises(RunFailed, match=r"batches of 20\n--set batch_size=5 fits here"):
         train("shapes.demo", **SMALL, out=tmp_path / "run", quiet=True)
