@@ -10,7 +10,7 @@ from firstlight.errors import InputError
 
 
 class Whitening(nn.Conv2d):
-    """A frozen 3×3 convolution; on the images that it was fitted to its outputs are uncorrelated, of variance 1.
+    """A frozen 3×3 convolution; its outputs for the images it was fitted to are uncorrelated, of variance 1.
 
     N×channels×H×W in, N×outputs×H×W out; the second half of the outputs is the first, negated, so that the
     activation behind it loses neither sign. Until `fit` the filters are random. Coates & Ng 2012, "Learning
