@@ -11,8 +11,10 @@ from tiny import CPU, TinyNet, digest, global_random_states, image_set
 from torch import Tensor
 
 from firstlight.data.augment import normalise
-from firstlight.insight.evaluation import Evaluation, Views, evaluate, inference
+from firstlight.errors import InputError
+from firstlight.insight.evaluation import Evaluation, Pair, Views, evaluate, inference
 from firstlight.insight.intervals import wilson_interval
+from firstlight.machine.streams import stream
 
 
 def evaluation(rows: list[list[float]], labels: list[int]) -> Evaluation:
@@ -20,36 +22,68 @@ def evaluation(rows: list[list[float]], labels: list[int]) -> Evaluation:
     return Evaluation(classes, torch.tensor(labels), torch.tensor(rows), [str(n) for n in range(len(rows))])
 
 
-@pytest.mark.parametrize(
-    ("right", "count", "z"),
-    [(9420, 10000, 1.959964), (3, 7, 1.0), (1, 500, 2.575829), (8, 10, 1.959964), (10, 10, 1.959964)],
-)
-def test_wilson_interval_ends_where_the_score_test_does(right: int, count: int, z: float) -> None:
-    for end in wilson_interval(right, count, z):
-        assert abs(right / count - end) == pytest.approx(
-            z * math.sqrt(end * (1 - end) / count), rel=1e-9, abs=1e-7
-        )
-    assert wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=2e-6)
-    assert wilson_interval(0, 10)[0] == 0.0
-
-
 def test_numbers_of_a_small_evaluation() -> None:
     rows = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]
-    found = evaluation(rows, [0, 0, 1, 1])
-    assert found.predictions.tolist() == [0, 2, 1, 2]
-    assert (found.right, found.accuracy) == (2, 0.5)
+    result = evaluation(rows, [0, 0, 1, 1])
+    assert result.predictions.tolist() == [0, 2, 1, 2]
+    assert (result.right, result.accuracy) == (2, 0.5)
     losses = [-math.log(p) for p in (0.7, 0.1, 0.5, 0.1)]
-    assert found.losses.tolist() == pytest.approx(losses, rel=1e-6)
-    assert found.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
-    assert found.interval == wilson_interval(2, 4)
-    assert found.confusion.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]], "true rows, predicted columns"
+    assert result.losses.tolist() == pytest.approx(losses, rel=1e-6)
+    assert result.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+    assert result.interval == wilson_interval(2, 4)
+    assert result.confusion.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]], "true rows, predicted columns"
+    assert math.isfinite(evaluation([[0.0, 1.0]], [0]).loss), "of a probability of zero"
 
 
 def test_mistakes_come_worst_first_and_ties_in_order() -> None:
-    rows = [[0.4, 0.6], [0.1, 0.9], [0.4, 0.6], [0.9, 0.1], [0.3, 0.7], [0.0, 1.0]]
-    found = evaluation(rows, [0] * 6)
-    assert found.mistakes.tolist() == [5, 1, 4, 0, 2]
-    assert math.isfinite(found.loss), "also where a probability is 0"
+    rows = [[0.4, 0.6], [0.1, 0.9], [0.4, 0.6], [0.9, 0.1], [0.3, 0.7]]
+    assert evaluation(rows, [0, 0, 0, 0, 0]).mistakes.tolist() == [1, 4, 0, 2]
+
+
+def with_predictions(labels: list[int], predictions: list[int], classes: int) -> Evaluation:
+    rows = torch.full((len(labels), classes), 0.1)
+    rows[torch.arange(len(labels)), torch.tensor(predictions)] = 0.9
+    return evaluation(rows.tolist(), labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_per_class_are_what_counting_gives(seed: int) -> None:
+    generator = stream(seed, "scores")
+    labels = torch.randint(0, 5, (50,), generator=generator)
+    labels[labels == 3] = 0  # no image of class 3, no prediction of class 4
+    predictions = torch.randint(0, 4, (50,), generator=generator).tolist()
+    pairs = list(zip(labels.tolist(), predictions, strict=True))
+    scores = with_predictions(labels.tolist(), predictions, 5).per_class
+    assert [score.name for score in scores] == list("abcde")
+    for number, score in enumerate(scores):
+        hits = sum(true == predicted == number for true, predicted in pairs)
+        count, called = labels.tolist().count(number), predictions.count(number)
+        assert score.count == count
+        assert score.precision == (pytest.approx(hits / called) if called else None)
+        assert score.recall == (pytest.approx(hits / count) if count else None)
+        if hits and score.precision and score.recall:
+            assert score.f1 == pytest.approx(2 / (1 / score.precision + 1 / score.recall))
+    assert (scores[3].count, scores[3].recall, scores[3].f1) == (0, None, 0.0)
+    assert (scores[4].precision, scores[4].recall, scores[4].f1) == (None, 0.0, 0.0)
+    neither = with_predictions([0, 1], [0, 0], 3).per_class[2]
+    assert (neither.count, neither.precision, neither.recall, neither.f1) == (0, None, None, None)
+
+
+def test_top_pairs_are_the_most_frequent_mistakes_and_nothing_else() -> None:
+    labels = [0] * 5 + [1] * 3 + [2] * 4
+    result = with_predictions(labels, [2, 2, 2, 0, 1, 0, 0, 1, 2, 1, 1, 2], 3)
+    expected = (Pair(0, 2, 3), Pair(1, 0, 2), Pair(2, 1, 2), Pair(0, 1, 1))
+    assert result.top_pairs() == expected
+    assert result.top_pairs(2) == expected[:2]
+    assert result.top_pairs(0) == () == with_predictions([0, 1], [0, 1], 2).top_pairs()
+
+
+def test_no_image_is_bad_input() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(InputError, match="no image to evaluate"):
+        evaluate(TinyNet(), image_set(4).subset(nothing), CPU)
+    with pytest.raises(InputError, match="no image to evaluate"):
+        Evaluation(("a", "b"), nothing, torch.zeros(0, 2), [])
 
 
 def whole(model: TinyNet, images: Tensor) -> Tensor:
@@ -60,46 +94,54 @@ def whole(model: TinyNet, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch_size", [5, 8, 500])
 def test_batches_give_what_all_images_at_once_give(batch_size: int) -> None:
     images, model = image_set(24), TinyNet().eval()
-    found = evaluate(model, images, CPU, batch_size=batch_size)
+    result = evaluate(model, images, CPU, batch_size=batch_size)
     pixels = normalise(images.images, images.mean, images.std)
-    torch.testing.assert_close(found.probabilities, whole(model, pixels), rtol=1e-5, atol=1e-6)
-    assert torch.equal(found.labels, images.labels)
-    assert (found.classes, list(found.names), found.tta) == (images.classes, list(images.names), False)
-    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(24))
+    torch.testing.assert_close(result.probabilities, whole(model, pixels), rtol=1e-5, atol=1e-6)
+    assert torch.equal(result.labels, images.labels)
+    assert (result.classes, list(result.names), result.tta) == (images.classes, list(images.names), False)
+    torch.testing.assert_close(result.probabilities.sum(1), torch.ones(24))
 
 
-@pytest.mark.parametrize("shift", [0, 2])
-def test_tta_is_the_mean_over_mirror_images_and_moved_ones(shift: int) -> None:
+def test_tta_is_the_weighted_mean_of_mirrored_and_moved_views() -> None:
     images, model = image_set(12), TinyNet().eval()
     model.conv.padding = (0, 0)  # so that moving the image matters
-    found = evaluate(model, images, CPU, views=Views(mirror=True, shift=shift), batch_size=5)
     pixels = normalise(images.images, images.mean, images.std)
     rows = torch.tensor([2, 1, 0, 1, 2, 3, 4, 5])  # the image moved down by two, its edge mirrored
     down = pixels[:, :, rows][:, :, :, rows]
     up = pixels[:, :, 7 - rows.flip(0)][:, :, :, 7 - rows.flip(0)]
-    views = [(pixels, 0.25), (down, 0.125), (up, 0.125)] if shift else [(pixels, 0.5)]
-    expected = sum(weight * (whole(model, x) + whole(model, x.flip(3))) for x, weight in views)
-    torch.testing.assert_close(found.probabilities, expected, rtol=1e-5, atol=1e-6)
-    fewer = evaluate(model, images, CPU, views=Views(mirror=bool(shift)))
-    assert found.tta and not torch.allclose(found.probabilities, fewer.probabilities)
+    one, moved = [(pixels, 1.0)], [(pixels, 0.5), (down, 0.25), (up, 0.25)]
+    cases = {
+        Views(): one,
+        Views(mirror=True): [(pixels, 0.5), (pixels.flip(3), 0.5)],
+        Views(shift=2): moved,
+        Views(mirror=True, shift=2): [(x, w / 2) for view, w in moved for x in (view, view.flip(3))],
+    }
+    results = []
+    for views, expected in cases.items():
+        result = evaluate(model, images, CPU, views=views, batch_size=5)
+        mean = sum(weight * whole(model, view) for view, weight in expected)
+        torch.testing.assert_close(result.probabilities, mean, rtol=1e-5, atol=1e-6)
+        assert (len(views), result.tta) == (len(expected), len(expected) > 1)
+        assert not any(torch.allclose(result.probabilities, other) for other in results)
+        results.append(result.probabilities)
 
 
 def test_a_lower_precision_gives_nearly_the_same() -> None:
     images, model = image_set(12), TinyNet()
-    found = evaluate(model, images, replace(CPU, precision="bf16"))
-    assert found.probabilities.dtype == torch.float32
+    result = evaluate(model, images, replace(CPU, precision="bf16"))
+    assert result.probabilities.dtype == torch.float32
     torch.testing.assert_close(
-        found.probabilities, evaluate(model, images, CPU).probabilities, rtol=0, atol=0.02
+        result.probabilities, evaluate(model, images, CPU).probabilities, rtol=0, atol=0.02
     )
 
 
 def test_evaluation_leaves_the_model_as_it_was() -> None:
     model, before = TinyNet().train(), global_random_states()
     model.norm.eval()
-    kept = digest(model.state_dict().values())
+    weights = digest(model.state_dict().values())
     evaluate(model, image_set(12), CPU, views=Views(mirror=True))
     assert (model.training, model.conv.training, model.norm.training) == (True, True, False)
-    assert digest(model.state_dict().values()) == kept
+    assert digest(model.state_dict().values()) == weights
     assert all(parameter.grad is None for parameter in model.parameters())
     assert global_random_states() == before
 

@@ -29,7 +29,7 @@ BF16 = torch.bfloat16
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have the compiled operations, also where torch's own are faster; skip where they cannot run.
 
-    Once with factors in the best format that the chip has, and once in bf16 where that is another.
+    Once with operands in the best format that the chip has, and once in bf16 where that is another.
     """
     best, path = (asked_for(monkeypatch, wish) for wish in ("compiled", request.param))
     if path.startswith("plain") or (request.param != "compiled" and path == best):
@@ -40,7 +40,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def asked_for(monkeypatch: pytest.MonkeyPatch, wish: str) -> str:
-    """Return the path that is taken where FIRSTLIGHT_KERNELS is `wish`."""
+    """Return in words which kernels are in use where FIRSTLIGHT_KERNELS is `wish`."""
     monkeypatch.setenv("FIRSTLIGHT_KERNELS", wish)
     library.load.cache_clear()
     return library.load().words

@@ -22,7 +22,7 @@ from firstlight.errors import InputError
 from firstlight.jobs.failures import interruptible
 from firstlight.machine import machine as machines
 from firstlight.machine.clock import Stopwatch
-from firstlight.machine.machine import choose
+from firstlight.machine.machine import choose, operations_on
 from firstlight.machine.memory import tune_allocator
 from firstlight.machine.processor import hardware_name, usable_cores
 from firstlight.machine.streams import seeded, stream
@@ -112,6 +112,9 @@ def test_a_machine_says_what_it_computes_in() -> None:
     assert model.weight.dtype == torch.float32
     placed = half.place(nn.Conv2d(3, 4, 3))
     assert placed.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+    assert operations_on(CPU) == "plain operations: the compiled ones compute in bf16, not fp32"
+    on_gpu = replace(half, device=torch.device("cuda"))
+    assert operations_on(on_gpu) == "plain operations: on cuda torch's own are fast"
 
 
 GLIBC = sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
@@ -126,7 +129,7 @@ def in_own_process(code: str) -> list[str]:
 def test_freed_memory_is_kept_and_lies_in_huge_pages() -> None:
     code = """
 import re, torch
-from firstlight.machine.machine import choose
+from firstlight.machine.machine import choose, operations_on
 allocator = choose("cpu", "fp32").allocator
 def kilobytes(name):
     return int(re.search(name + r": +([0-9]+)", open("/proc/self/smaps_rollup").read())[1])

@@ -56,7 +56,10 @@ def test_the_rates_of_a_clean_curve(find: Callable[[Curve], LRFinding]) -> None:
     assert finding.peak_lr == pytest.approx(0.5, rel=0.15)
     assert finding.min_lr == pytest.approx(0.0016, rel=0.3)
     assert "2.30 to 1.3" in finding.peak_because
-    assert f"{finding.peak_lr:g}" in str(finding) and f"{finding.min_lr:g}" in str(finding)
+    for rate in (finding.peak_lr, finding.min_lr):
+        assert rate == float(f"{rate:.2g}") and f"{rate:g}" in str(finding)
+    # Half of the fall is lost at 0.55; ten steps more, half a decade, settle the smoothing.
+    assert 1.5 < finding.rates[-1] < 2.5
 
 
 def test_noise_moves_them_little(find: Callable[[Curve], LRFinding]) -> None:
@@ -72,31 +75,14 @@ def test_noise_moves_them_little(find: Callable[[Curve], LRFinding]) -> None:
         assert 5e-4 < finding.min_lr < 6e-3
 
 
-def test_the_rates_have_two_digits(find: Callable[[Curve], LRFinding]) -> None:
-    finding = find(curve(*BOWL))
-    for rate in (finding.peak_lr, finding.min_lr):
-        assert rate == float(f"{rate:.2g}")
-
-
-def test_an_explosion_does_not_drown_the_rates_before_it(find: Callable[[Curve], LRFinding]) -> None:
-    bowl = curve(*BOWL)
-    finding = find(lambda rate: bowl(rate) if rate < 0.3 else 1e12)
-    assert 0.15 < finding.peak_lr < 0.3
-
-
-@pytest.mark.parametrize("end", [math.nan, math.inf])
-def test_a_loss_that_is_lost_at_once_ends_the_test(end: float, find: Callable[[Curve], LRFinding]) -> None:
+@pytest.mark.parametrize("end", [1e12, math.nan, math.inf])
+def test_an_explosion_does_not_drown_the_rates_before_it(
+    end: float, find: Callable[[Curve], LRFinding]
+) -> None:
     bowl = curve(*BOWL)
     finding = find(lambda rate: bowl(rate) if rate < 0.3 else end)
-    assert 0.15 < finding.peak_lr < 0.31
+    assert 0.15 < finding.peak_lr < 0.3
     assert all(math.isfinite(loss) for loss in (*finding.losses, *finding.smoothed))
-
-
-def test_it_stops_once_the_fall_is_lost(find: Callable[[Curve], LRFinding]) -> None:
-    bowl = curve(*BOWL)
-    # Half is lost at 0.55; ten steps more, half a decade, settle the smoothing.
-    finding = find(bowl)
-    assert 1.5 < finding.rates[-1] < 2.5
 
 
 def test_a_second_fall_beyond_the_first_rise_is_not_looked_at(find: Callable[[Curve], LRFinding]) -> None:
@@ -131,12 +117,12 @@ def test_bracket_of_plain_numbers() -> None:
         assert bracket(nothing) is None
 
 
-def test_losses_that_leap_decide_where_their_mean_goes_on_falling() -> None:
+def test_losses_that_jump_decide_where_their_mean_goes_on_falling() -> None:
     steady = [2.33 - 0.002 * step for step in range(60)]
-    leaping = [*steady, 2.33, 2.41, 2.29, 2.10, 2.03, 2.22, 2.39, 2.3, 2.2, 2.1, *[2.05] * 10, *[2.6] * 10]
-    place = bracket(smooth(leaping), leaping)
-    assert place is not None and place[1] == 59
-    without = bracket(smooth(leaping))
+    jumping = [*steady, 2.33, 2.41, 2.29, 2.10, 2.03, 2.22, 2.39, 2.3, 2.2, 2.1, *[2.05] * 10, *[2.6] * 10]
+    indices = bracket(smooth(jumping), jumping)
+    assert indices is not None and indices[1] == 59
+    without = bracket(smooth(jumping))
     assert without is not None and without[1] > 75, "the smoothed curve alone is fooled here"
 
 
@@ -150,21 +136,28 @@ def test_smoothing_is_a_symmetric_mean() -> None:
     assert smooth([2.0]) == [2.0]
     assert smooth([]) == []
     losses = torch.randn(30, generator=stream(0), dtype=torch.float64).numpy()
-    place = np.arange(30)
-    weights = np.exp(-((place[:, None] - place) ** 2) / 8)
+    steps = np.arange(30)
+    weights = np.exp(-((steps[:, None] - steps) ** 2) / 8)
     assert smooth(losses.tolist()) == pytest.approx((weights @ losses / weights.sum(1)).tolist())
 
 
-def test_on_a_network() -> None:
-    finding = RangeTest()(TinyNet(), batches(), SGD(), CPU)
+@pytest.mark.parametrize("test", [RangeTest(), RangeTest(1e-3, 100.0)])
+def test_on_a_network(test: RangeTest) -> None:
+    finding = test(TinyNet(), batches(), SGD(), CPU)
     assert len(finding.rates) == len(finding.losses) == len(finding.smoothed)
     steps = np.diff(np.log10(finding.rates))
     assert steps == pytest.approx(np.full(len(steps), 1 / 20))
-    assert finding.rates[0] == 1e-4
-    assert finding.rates[-1] <= 10 * (1 + 1e-9)
-    assert 1e-4 <= finding.min_lr < finding.peak_lr < 10
+    assert finding.rates[0] == test.lowest
+    assert finding.rates[-1] <= test.highest * (1 + 1e-9)
+    assert test.lowest <= finding.min_lr < finding.peak_lr < test.highest
     assert finding.smoothed == pytest.approx(smooth(list(finding.losses)))
     assert finding.seconds > 0
+
+
+@pytest.mark.parametrize("rates", [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)])
+def test_a_range_that_is_none_is_refused(rates: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="lowest < highest"):
+        RangeTest(*rates)
 
 
 def test_a_network_without_norms_loses_everything_and_ends_early() -> None:
@@ -186,9 +179,9 @@ def test_the_caller_is_left_alone() -> None:
     model, before = Dropping(), global_random_states()
     model.eval()
     model.conv.weight.grad = torch.ones_like(model.conv.weight)
-    kept = digest(model.state_dict().values())
+    weights = digest(model.state_dict().values())
     first = RangeTest()(model, batches(), SGD(), CPU)
-    assert digest(model.state_dict().values()) == kept
+    assert digest(model.state_dict().values()) == weights
     assert (model.conv.weight.grad == 1).all()
     assert [name for name, weight in model.named_parameters() if weight.grad is not None] == ["conv.weight"]
     assert not any(module.training for module in model.modules())
@@ -201,14 +194,7 @@ def test_the_caller_is_left_alone() -> None:
 def test_a_finding_goes_to_json_and_back(find: Callable[[Curve], LRFinding]) -> None:
     finding = find(curve(*BOWL))
     assert LRFinding.from_json(json.loads(json.dumps(finding.to_json(), allow_nan=False))) == finding
-
-
-@pytest.mark.parametrize("change", [{"losses": None}, {"rates": 3}, {"surprise": 1}])
-def test_what_is_no_finding_is_refused(change: dict[str, object], find: Callable[[Curve], LRFinding]) -> None:
-    with pytest.raises(InputError, match="not a learning-rate finding"):
-        LRFinding.from_json({**find(curve(*BOWL)).to_json(), **change})
-
-
-def test_a_finding_with_something_missing_is_refused() -> None:
-    with pytest.raises(InputError, match="losses"):
-        LRFinding.from_json({"rates": [], "smoothed": []})
+    changes: list[dict[str, object]] = [{"losses": None}, {"rates": 3}, {"surprise": 1}]
+    for values in [*({**finding.to_json(), **change} for change in changes), {"rates": [], "smoothed": []}]:
+        with pytest.raises(InputError, match="not a learning-rate finding"):
+            LRFinding.from_json(values)

@@ -36,80 +36,76 @@ def test_a_fused_step_that_overflows_is_no_step(spec: OptimizerSpec, overflows: 
     # Memory that torch hands out again unwritten is then not zero by luck.
     torch.full((64,), 1e30)
     fused, plain = weight(), weight()
-    found = after_steps(spec([fused], 0.01, fused=True), fused, overflows)
-    expected = after_steps(spec([plain], 0.01), plain, overflows)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    after_fused = after_steps(spec([fused], 0.01, fused=True), fused, overflows)
+    after_plain = after_steps(spec([plain], 0.01), plain, overflows)
+    torch.testing.assert_close(after_fused, after_plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("spec", "kind", "settings"),
     [
         (SGD(0.8, 0.01, False), torch.optim.SGD, {"momentum": 0.8, "weight_decay": 0.01, "nesterov": False}),
+        (SGD(0.0), torch.optim.SGD, {"momentum": 0.0, "nesterov": False}),
         (Adam(0.8, 0.9, 0.01), torch.optim.Adam, {"betas": (0.8, 0.9), "weight_decay": 0.01}),
         (AdamW(0.8, 0.9, 0.02), torch.optim.AdamW, {"betas": (0.8, 0.9), "weight_decay": 0.02}),
+        (AdamW(), torch.optim.AdamW, {"betas": (0.9, 0.999), "weight_decay": 0.01}),
     ],
+    ids=repr,
 )
 def test_every_choice_reaches_torch(spec: OptimizerSpec, kind: type, settings: dict[str, object]) -> None:
     optimizer = spec([weight()], 0.25)
     assert type(optimizer) is kind
     [group] = optimizer.param_groups
-    assert {key: group[key] for key in settings} == settings
-    assert group["lr"] == 0.25
-
-
-def test_without_momentum_nesterov_means_nothing() -> None:
-    [group] = SGD(momentum=0.0)([weight()], 0.1).param_groups
-    assert group["nesterov"] is False
+    assert {key: group[key] for key in ("lr", *settings)} == {"lr": 0.25, **settings}
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (144, 16), (32, 32)])
 def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=stream(0, "matrix"))
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalised(1000 * matrix)
-    within = left.T @ found @ right.T
-    values = within.diagonal()
-    assert found.dtype == torch.float32 and found.shape == shape
+    result = orthogonalised(1000 * matrix)
+    core = left.T @ result @ right.T
+    values = core.diagonal()
+    assert result.dtype == torch.float32 and result.shape == shape
     assert float(values.min()) > 0.2 and float(values.max()) < 1.3
-    assert float((within - values.diag()).abs().max()) < 0.02
-    assert float((found - left @ within @ right).norm() / found.norm()) < 0.02
+    assert float((core - values.diag()).abs().max()) < 0.02
+    assert float((result - left @ core @ right).norm() / result.norm()) < 0.02
 
 
-def gradients(network: nn.Module, number: int) -> None:
-    for place, parameter in enumerate(network.parameters()):
-        parameter.grad = torch.randn(parameter.shape, generator=stream(number, "gradient", place))
+def gradient(shape: torch.Size, step: int, index: int) -> Tensor:
+    return torch.randn(shape, generator=stream(step, "gradient", index))
 
 
 def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 4))
     network[1].weight.requires_grad_(False)
-    kept = [parameter.detach().double() for parameter in network.parameters()]
-    spec = Muon(
-        momentum=0.6, bias_lr_factor=50.0, linear_lr_factor=3.0, other_momentum=0.85, weight_decay=0.1
+    weights = [parameter.detach().double() for parameter in network.parameters()]
+    optimizer = Muon(0.6, bias_lr_factor=50.0, linear_lr_factor=3.0, other_momentum=0.85, weight_decay=0.1)(
+        network.parameters(), 0.0
     )
-    optimizer = spec(network.parameters(), 0.0)
-    buffers = [torch.zeros_like(parameter) for parameter in kept]
+    buffers = [torch.zeros_like(weight) for weight in weights]
     factors = [1.0, 0.0, 50.0, 3.0, 50.0]
     for number in range(3):
-        gradients(network, number)
+        for index, parameter in enumerate(network.parameters()):
+            parameter.grad = gradient(parameter.shape, number, index)
         lr = 0.1 / (number + 1)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         optimizer.step()
-        for place, (weight, factor) in enumerate(zip(kept, factors, strict=True)):
+        for index, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
             if not factor:
                 continue
-            gradient = torch.randn(weight.shape, generator=stream(number, "gradient", place)).double()
-            momentum = 0.6 if place == 0 else 0.85
-            buffers[place] = momentum * buffers[place] + gradient
-            step = gradient + momentum * buffers[place]
-            if place == 0:
+            slope = gradient(weight.shape, number, index).double()
+            momentum = 0.6 if index == 0 else 0.85
+            buffers[index] = momentum * buffers[index] + slope
+            step = slope + momentum * buffers[index]
+            if index == 0:
                 step = orthogonalised(step.flatten(1)).view_as(step)
                 weight *= 8**0.5 / weight.norm()
             else:
                 weight *= 1 - lr * 0.1
             weight -= lr * factor * step
-    for parameter, expected in zip(network.parameters(), kept, strict=True):
+    for parameter, expected in zip(network.parameters(), weights, strict=True):
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-3, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Calibration: whether a network is right as often as it is confident."""
+"""Calibration: whether a network's confidence equals its accuracy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from firstlight.errors import InputError
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose confidence lies above `low`, at most at `high`; the first bin holds 0 too.
+    """The images whose confidence is above `low` and at most `high`; the first bin includes 0.
 
-    confidence, accuracy: means over its images, as fractions; None where it has none.
+    confidence, accuracy: means over these images, as fractions; None without images.
     """
 
     low: float
@@ -28,8 +28,8 @@ class Bin:
 class Calibration:
     """The expected calibration error, and the bins of the reliability diagram, the lowest first.
 
-    error: the mean of |accuracy − confidence| over the bins, each weighted by its images (Guo et al.
-    2017, arXiv 1706.04599, section 2).
+    error: the mean of |accuracy − confidence| over the bins, weighted by their images (Guo et al. 2017, arXiv
+        1706.04599, section 2).
     """
 
     error: float
@@ -37,15 +37,15 @@ class Calibration:
 
 
 def calibration(labels: Tensor, probabilities: Tensor, bins: int = 15) -> Calibration:
-    """Sort images into `bins` of equal width by the confidence in their predicted class.
+    """Compute the expected calibration error over `bins` of equal width.
 
-    labels: int64, N, at least one. probabilities: N×K, rows sum to 1. Raises InputError for less
-    than one bin or no image.
+    labels: int64, N. probabilities: N×K, rows sum to 1; confidence is that of the predicted class. Raises
+    InputError for less than one bin or no image.
     """
     if bins < 1:
         raise InputError(f"calibration needs at least 1 bin, not {bins}")
     if not len(labels):
-        raise InputError("there is no image whose confidence could be compared", "Give at least one.")
+        raise InputError("there is no image to compare confidence and accuracy on", "Give at least one.")
     confidence, predicted = probabilities.max(1)
     # Rounded as the confidences are, so that one on an edge equals it.
     edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(confidence.dtype)

@@ -1,4 +1,4 @@
-"""Two networks on the same images: what one got right that the other did not, and whether it is noise."""
+"""Two networks on the same images: which images changed, and whether the difference is noise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.intervals import mcnemar, paired_interval
 
 SIGNIFICANCE = 0.05
-"""Below it, a p-value counts as more than noise."""
+"""A difference with a p-value below it counts as more than noise."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """An image that was right in one evaluation only. true, before, after: indices of classes."""
+    """An image that only one evaluation classified correctly. true, before, after: indices of classes."""
 
     index: int
     name: str
@@ -35,7 +35,7 @@ class Change:
 class Comparison:
     """Two evaluations of the same images, image by image.
 
-    It compares two trained networks. That one recipe is better than another takes several seeds of each.
+    It compares two trained networks. To compare two recipes, train several seeds of each.
     """
 
     before: Evaluation
@@ -68,7 +68,7 @@ class Comparison:
 
     @cached_property
     def p_value(self) -> float:
-        """How likely so uneven a split of the changed images is by chance alone, see `mcnemar`."""
+        """The probability of a split of the changed images at least as uneven by chance, see `mcnemar`."""
         return mcnemar(len(self.fixed), len(self.broken))
 
     @property
@@ -77,7 +77,10 @@ class Comparison:
         return self.p_value < SIGNIFICANCE
 
     def changes(self, count: int | None = None) -> tuple[Change, ...]:
-        """Return the first `count` changed images by index, or all; names come from the one that errs."""
+        """Return the changed images by index, the first `count` or all.
+
+        A name comes from the evaluation that has the image wrong: a run folder keeps the names of mistakes.
+        """
         indices = torch.cat([self.fixed, self.broken]).sort().values[:count].tolist()
         before, after = self.before, self.after
         rows = []
@@ -88,7 +91,7 @@ class Comparison:
         return tuple(rows)
 
     def __str__(self) -> str:
-        """Say in two or three lines which is better, how sure that is, and what changed."""
+        """Say in two or three lines which is better, with what certainty, and what changed."""
         low, high = self.interval
         chance = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
         numbers = (
@@ -108,9 +111,9 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Compare two evaluations of the same images, which may differ in network or in TTA alone.
+    """Compare two evaluations of the same images, which differ in the network or in TTA.
 
-    Raises InputError where number, labels or classes differ.
+    Raises InputError where the number of images, the labels or the classes differ.
     """
     if before.classes != after.classes:
         raise InputError("the two evaluations have different classes", "Compare runs on the same data.")

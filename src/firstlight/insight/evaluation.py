@@ -1,4 +1,4 @@
-"""How good a network is, image by image."""
+"""Evaluation: what a network predicts for each image of a set, and the scores that follow."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from firstlight.models.network import evaluating
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares. count: the images that truly are of it.
+    """Precision, recall and F1 of one class, as fractions. count: the images of this class.
 
-    precision: of the images predicted as it, the fraction that are; None where none is predicted.
-    recall: of the images that are of it, the fraction predicted as it; None where there is none.
-    f1: their harmonic mean, 2 × right / (count + predicted); None where both numbers are 0.
+    precision: the correct share of the images predicted as this class; None where there are none.
+    recall: the correct share of the images of this class; None where there are none.
+    f1: their harmonic mean, 2 × correct / (count + predicted); None where both numbers are 0.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of class `true` that were called `predicted`: indices of the two classes, and how many."""
+    """The number of images of class `true` that were predicted as class `predicted`, both by index."""
 
     true: int
     predicted: int
@@ -47,7 +47,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A network's answers on a set of at least one image.
+    """A network's predictions for a set of images. Raises InputError where the set is empty.
 
     labels: int64, N. probabilities: fp32, N×K, rows sum to 1. names: one per image.
     tta: whether the probabilities are means over several views of each image; see `evaluate`.
@@ -71,8 +71,8 @@ class Evaluation:
     @cached_property
     def losses(self) -> Tensor:
         """Cross-entropy of each image, without label smoothing: fp64, N."""
-        given = self.probabilities.double().gather(1, self.labels[:, None]).squeeze(1)
-        return -given.clamp_min(torch.finfo(torch.float32).tiny).log()
+        of_label = self.probabilities.double().gather(1, self.labels[:, None]).squeeze(1)
+        return -of_label.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     @property
     def loss(self) -> float:
@@ -85,12 +85,12 @@ class Evaluation:
 
     @property
     def right(self) -> int:
-        """The number of right answers."""
+        """The number of images that are classified correctly."""
         return int(self.correct.sum())
 
     @property
     def accuracy(self) -> float:
-        """The fraction of right answers."""
+        """The fraction of images that are classified correctly."""
         return self.right / len(self.labels)
 
     @property
@@ -100,14 +100,14 @@ class Evaluation:
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Counts, int64, K×K: row the true class, column the predicted."""
+        """Confusion matrix: counts, int64, K×K, the true class by row and the predicted one by column."""
         count = len(self.classes)
         pairs = self.labels * count + self.predictions
         return torch.bincount(pairs, minlength=count * count).view(count, count)
 
     @cached_property
     def mistakes(self) -> Tensor:
-        """Indices of the wrongly classified images, the highest loss first."""
+        """Indices of the misclassified images, the highest loss first: int64."""
         wrong = torch.nonzero(~self.correct).flatten()
         return wrong[self.losses[wrong].argsort(descending=True, stable=True)]
 
@@ -130,7 +130,7 @@ class Evaluation:
         return tuple(pair for pair in pairs if pair.count)
 
     def calibration(self, bins: int = 15) -> Calibration:
-        """Return the expected calibration error and its bins; see `calibration`."""
+        """Return the expected calibration error and its bins; see `insight.calibration`."""
         return calibration(self.labels, self.probabilities, bins)
 
 
@@ -140,11 +140,11 @@ def _share(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True)
 class Views:
-    """The views of an image that test-time augmentation averages over; by default the image alone.
+    """The views of an image that test-time augmentation (TTA) averages over; by default the image alone.
 
-    mirror: whether its mirror image is one.
-    shift: half of the weight goes to the same views moved by so many pixels towards the top left and the
-        bottom right, edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5); 0 moves none.
+    mirror: whether the mirror image is a view.
+    shift: pixels; half of the weight goes to the same views moved towards the top left and the bottom right,
+        edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5); 0 moves none.
     """
 
     mirror: bool = False
@@ -178,7 +178,7 @@ def evaluate(
 ) -> Evaluation:
     """Classify every image of a set; the model's mode and statistics are left as they were.
 
-    views: whose probabilities are averaged. Raises InputError where the set is empty.
+    views: the views of an image whose probabilities are averaged. Raises InputError where the set is empty.
     """
     if not len(images):
         raise InputError("there is no image to evaluate", "Give at least one.")

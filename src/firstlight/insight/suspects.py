@@ -1,10 +1,10 @@
-"""Label errors, by the probabilities of networks that were not trained on these images.
+"""Label errors, from the probabilities of networks that were not trained on the images they judge.
 
-The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). The answer here is a
-model with K + 2 numbers, fitted to the given labels by maximum likelihood: the probabilities are calibrated
-by a temperature and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that neither an
-overconfident network nor a class that it is unsure of counts as evidence; and a share of the labels was
-replaced by another class at random. That share is what contradicts a calibrated network.
+The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). The answer is a model
+with K + 2 parameters, fitted to the labels by maximum likelihood. A temperature, and a bias for each class,
+calibrate the probabilities (Alexandari et al. 2020, arXiv 1901.06852), so that neither an overconfident
+network nor a class of low confidence looks like label errors. The last parameter is the share of labels that
+were replaced by another class at random: it explains the labels that contradict the calibrated network.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from firstlight.errors import InputError
 
 _FLOOR = torch.finfo(torch.float32).tiny
 """Smaller probabilities count as this one, so that a zero has a logarithm."""
-_USUAL_SHARE = -3.0
-"""Log-odds of a label being wrong before any is seen: about 5 %."""
+_PRIOR_LOG_ODDS = -3.0
+"""Log-odds, before the labels are seen, of a label being wrong: about 5 %."""
 
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """Images by how likely their given label is an error.
+    """Images ranked by how likely their label is an error.
 
-    order: int64, N, all indices, the likeliest error first. scores: fp32, N, the
-    log-odds of the likeliest other class against the given one, so that above 0 the other is likelier.
-    suggested: int64, N, the class that the image looks like, whatever its label. count: the estimated number
-    of wrong labels, those that are likelier wrong than right. It is 0 for a network that knows nothing, and
-    too small where labels were mistaken for similar classes, as the network's own mistakes are.
+    order: int64, N, all indices, the likeliest error first.
+    scores: fp32, N, log-odds of the likeliest other class against the label; above 0 the other is likelier.
+    suggested: int64, N, the likeliest class, whatever the label.
+    count: the estimated number of label errors: labels that are likelier wrong than right. It is 0 for a
+        network that has learned nothing, and too low where labels were confused with similar classes, which
+        the network confuses too.
     """
 
     order: Tensor
@@ -44,24 +45,24 @@ class Suspects:
 def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
     """Rank images by how likely their label is an error.
 
-    labels: int64, N. probabilities: N×K, rows sum to 1; OUT OF SAMPLE, each row from a network that was not
-    trained on its image, or the wrong labels were learnt and are believed. Raises InputError where the two
-    do not fit.
+    labels: int64, N. probabilities: N×K, rows sum to 1; OUT OF SAMPLE: each row from a network that was not
+    trained on its image, since one that was has learned the wrong labels. Raises InputError where the two do
+    not fit together.
     """
     labels = labels.detach().cpu()
     logits, share = _fitted(labels, _checked(labels, probabilities).clamp_min(_FLOOR).log())
     classes = logits.shape[1]
-    given = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    scores = (others - given + math.log(share / (1 - share) / (classes - 1))).float()
+    of_label = logits.gather(1, labels[:, None]).squeeze(1)
+    of_other = logits.scatter(1, labels[:, None], -math.inf).amax(1)
+    scores = (of_other - of_label + math.log(share / (1 - share) / (classes - 1))).float()
     suggested = logits.argmax(1)
-    right, wrong = (1 - share) * given.exp(), share / (classes - 1) * -torch.expm1(given)
+    right, wrong = (1 - share) * of_label.exp(), share / (classes - 1) * -torch.expm1(of_label)
     count = int(((wrong > right) & (suggested != labels)).sum())
     return Suspects(scores.argsort(descending=True, stable=True), scores, suggested, count)
 
 
 def _checked(labels: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the probabilities in fp64, their rows summing to 1 exactly."""
+    """Return the probabilities in fp64, on the CPU, with rows that sum to 1 exactly."""
     if probabilities.ndim != 2 or not probabilities.is_floating_point():
         raise InputError(
             f"probabilities must be N×K floating-point numbers, not {probabilities.dtype} of "
@@ -71,26 +72,26 @@ def _checked(labels: Tensor, probabilities: Tensor) -> Tensor:
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise InputError(f"{count} rows of probabilities need int64 labels of shape ({count},)")
     if not count or classes < 2:
-        raise InputError(f"{count} images of {classes} classes: there is no label to doubt")
+        raise InputError(f"{count} images of {classes} classes: there is no label to judge")
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(f"a label lies outside 0…{classes - 1}, the {classes} columns of probabilities")
     rows = probabilities.detach().to("cpu", torch.float64)
     sums = rows.sum(1)
     if not bool((torch.isfinite(rows) & (rows >= 0)).all()) or float((sums - 1).abs().max()) > 0.02:
-        raise InputError("a row of probabilities has a value that is none, or does not sum to 1")
+        raise InputError("a row of probabilities has a value outside 0…1, or does not sum to 1")
     return rows / sums[:, None]
 
 
 def _fitted(labels: Tensor, logits: Tensor) -> tuple[Tensor, float]:
     """Return calibrated log-probabilities, fp64, N×K, and the share of labels replaced at random.
 
-    The most probable values under a normal prior of deviation 1, which decides where the labels tell little:
-    a few hundred images, or a network whose confidence never varies.
+    They are the most probable under a normal prior of deviation 1, which matters where the labels say little:
+    for a few hundred images, or a network whose confidence never varies.
     """
     count, classes = logits.shape
     # The logarithm of the inverse temperature, the log-odds of the share, a bias for each class.
-    usual = torch.tensor([0.0, _USUAL_SHARE] + [0.0] * classes, dtype=torch.float64)
-    values = usual.clone().requires_grad_()
+    prior = torch.tensor([0.0, _PRIOR_LOG_ODDS] + [0.0] * classes, dtype=torch.float64)
+    values = prior.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([values], max_iter=200, line_search_fn="strong_wolfe")
 
     def calibrated() -> Tensor:
@@ -99,10 +100,10 @@ def _fitted(labels: Tensor, logits: Tensor) -> tuple[Tensor, float]:
     def loss() -> float:
         optimizer.zero_grad()
         with torch.enable_grad():
-            given = calibrated().gather(1, labels[:, None]).squeeze(1).exp()
+            of_label = calibrated().gather(1, labels[:, None]).squeeze(1).exp()
             share = torch.sigmoid(values[1])
-            likelihood = ((1 - share) * given + share / (classes - 1) * (1 - given)).log().sum()
-            total = ((values - usual).square().sum() / 2 - likelihood) / count
+            likelihood = ((1 - share) * of_label + share / (classes - 1) * (1 - of_label)).log().sum()
+            total = ((values - prior).square().sum() / 2 - likelihood) / count
             total.backward()
         return float(total.detach())
 
