@@ -138,7 +138,8 @@ from torch import nn
 
 class MyNet(nn.Sequential):
     def __init__(self, classes=10):
-        super().__init__(nn.Conv2d(3, 4, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+        layers = nn.Conv2d(3, 4, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        super().__init__(*layers, nn.Linear(4, classes))
 """
 
 
@@ -156,7 +157,8 @@ def test_a_users_own_network_trains_resumes_and_reports_from_shell_and_python(tm
         "import dataclasses, firstlight\nfrom firstlight.recipes import named\n"
         "run = firstlight.open_run('run')\nassert run.evaluation is not None and str(run.report())\n"
         "import sys\nassert 'mynet' not in sys.modules\n"
-        "try:\n    run.model\nexcept firstlight.InputError as error:\n    assert 'mynet.MyNet' in str(error)\n"
+        "try:\n    run.model\nexcept firstlight.InputError as error:\n"
+        "    assert 'mynet.MyNet' in str(error)\n"
         "from mynet import MyNet\nwhole = firstlight.open_run('run', parts=[MyNet])\n"
         "assert whole.gradcam() is not None\n"
         "recipe = dataclasses.replace(named('shapes.demo'), name='mine', model=MyNet(10))\n"
