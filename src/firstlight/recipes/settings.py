@@ -75,6 +75,8 @@ def words(recipe: Recipe, usual: Recipe) -> list[str]:
             text = type(part).__name__.lower()
             usual = with_text(usual, {key: text})
             words += ["--set", f"{key}={text}"]
+    if isinstance(recipe.model, OwnNetwork):
+        words += ["--set", "model=" + ":".join(recipe.model.name.rsplit(".", 1))]
     before = {each.key: each.value for each in usual.settings()}
     for each in recipe.settings():
         changed = each.key in before and before[each.key] != each.value
