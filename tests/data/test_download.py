@@ -7,6 +7,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,10 @@ def assert_whole(path: Path, folder: Path) -> None:
 
 
 def test_several_at_once_download_once_from_the_first_mirror(server: Server, tmp_path: Path) -> None:
-    mirrors, folder, paths = server.mirrors("good", "other_bytes"), tmp_path / "new" / "cache", list[Path]()
-    threads = [threading.Thread(target=lambda: paths.append(download(mirrors, folder))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(paths) == 4
-    for path in paths:
-        assert_whole(path, folder)
+    mirrors, folder = server.mirrors("good", "other_bytes"), tmp_path / "new" / "cache"
+    with ThreadPoolExecutor(4) as pool:
+        for path in pool.map(lambda _: download(mirrors, folder), range(4)):
+            assert_whole(path, folder)
     assert server.requests == ["good"]
 
 
@@ -136,10 +132,8 @@ def test_check_file_says_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "set"
     with pytest.raises(InputError, match="set is missing"):
         check_file(path, FILE)
-    altered = DATA[:-1] + b"!"
-    for content, message in (
-        (DATA[:-1], "cut short"), (DATA + b"!", "altered"), (altered, "altered: its MD5"),
-    ):  # fmt: skip
+    wrong = {DATA[:-1]: "cut short", DATA + b"!": "altered", DATA[:-1] + b"!": "altered: its MD5"}
+    for content, message in wrong.items():
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
             check_file(path, FILE)
