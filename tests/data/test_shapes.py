@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -89,25 +90,17 @@ def test_the_source_keeps_its_parts_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("make", "settings", "message"),
     [
-        *(({"object_size": size}, "of their size") for size in (0, 39, 101, -50)),
-        *((settings, "images") for settings in ({"train": 0}, {"test": 0}, {"train": -5})),
+        *((Shapes, {"object_size": size}, "of their size") for size in (0, 39, 101, -50)),
+        *((Shapes, settings, "images") for settings in ({"train": 0}, {"test": 0}, {"train": -5})),
+        (make_shapes, {"count": 0}, "at least 1"),
+        (make_shapes, {"count": 1, "first": -1}, "no image number -1"),
+        (make_shapes, {"count": 1, "object_size": 39}, "of their size"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
+def test_what_cannot_be_drawn_is_refused(
+    make: Callable[..., object], settings: dict[str, int], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        Shapes(**settings)
-
-
-@pytest.mark.parametrize(
-    ("count", "settings", "message"),
-    [
-        (0, {}, "at least 1"),
-        (1, {"first": -1}, "no image number -1"),
-        (1, {"object_size": 39}, "of their size"),
-    ],
-)
-def test_shapes_that_cannot_be_drawn_are_refused(count: int, settings: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make_shapes(count, **settings)
+        make(**settings)

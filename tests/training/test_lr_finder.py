@@ -138,10 +138,10 @@ def test_on_a_network(test: RangeTest) -> None:
     assert finding.seconds > 0
 
 
-@pytest.mark.parametrize("rates", [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)])
-def test_a_range_that_is_none_is_refused(rates: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match="lowest < highest"):
-        RangeTest(*rates)
+def test_a_range_that_is_none_is_refused() -> None:
+    for rates in ((0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)):
+        with pytest.raises(InputError, match="lowest < highest"):
+            RangeTest(*rates)
 
 
 def test_a_network_without_norms_loses_everything_and_ends_early() -> None:
