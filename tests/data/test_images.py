@@ -40,10 +40,9 @@ def unbalanced(counts: list[int]) -> ImageSet:
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=stream(3, "shuffle"))]
     pixels = torch.arange(len(labels)).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
-    masks = pixels[:, 0] % 2 == 0
-    names = [str(number) for number in range(len(labels))]
-    classes = tuple("abcdefgh"[: len(counts)])
-    return replace(image_set(1), images=pixels, labels=labels, classes=classes, names=names, masks=masks)
+    names, classes = [str(number) for number in range(len(labels))], tuple("abcdefgh"[: len(counts)])
+    parts = {"labels": labels, "classes": classes, "names": names, "masks": pixels[:, 0] % 2 == 0}
+    return replace(image_set(1), images=pixels, **parts)
 
 
 @pytest.mark.parametrize(

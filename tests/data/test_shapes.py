@@ -44,11 +44,9 @@ def test_the_object_is_there_and_stands_out_from_its_ground() -> None:
     assert images.shape == (500, 3, 32, 32) and masks.shape == (500, 32, 32) and masks.dtype == torch.bool
     seen = masks.flatten(1).sum(1)
     assert seen.min() >= 30 and seen.max() <= 32 * 32 // 2
-    pixels, inside = images.double(), masks[:, None].double()
-    outside = 1 - inside
-    mean_inside = (pixels * inside).sum((2, 3)) / inside.sum((2, 3))
-    mean_outside = (pixels * outside).sum((2, 3)) / outside.sum((2, 3))
-    apart = (mean_inside - mean_outside).abs().amax(1)
+    inside = masks[:, None].double()
+    within, around = ((images * part).sum((2, 3)) / part.sum((2, 3)) for part in (inside, 1 - inside))
+    apart = (within - around).abs().amax(1)
     assert (apart > 15).double().mean() > 0.85, "most objects differ in mean colour from what is around them"
     areas = torch.stack([seen[labels == kind].double().mean() for kind in range(10)])
     assert KINDS[int(areas.argmax())] in ("circle", "square", "hexagon", "heart")

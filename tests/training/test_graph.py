@@ -89,11 +89,9 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
             assert equal(before, capture(self._state)), "a warm-up trains nothing"
             assert flags == capturable(self._state)
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", tape)
-    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    fakes = {"Stream": Stream, "current_stream": Stream, "CUDAGraph": tape, "graph": capturing}
+    for name, fake in {**fakes, "stream": contextlib.nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(GraphStep, "_capture", checked)
     return made
 

@@ -114,15 +114,12 @@ def test_uphill_moves_nothing_without_a_direction_and_puts_weights_back_after_an
     assert model.norm.momentum == 0.1
 
 
-def test_an_objective_that_cannot_be_is_refused() -> None:
-    for key, value in (
-        ("label_smoothing", 1.0),
-        ("label_smoothing", -0.1),
-        ("l1", -1.0),
-        ("clip_norm", math.nan),
-    ):
-        with pytest.raises(InputError, match=key):
-            Objective(**{key: value})
+@pytest.mark.parametrize(
+    "setting", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"l1": -1.0}, {"clip_norm": math.nan}]
+)
+def test_an_objective_that_cannot_be_is_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(setting))):
+        Objective(**setting)
 
 
 @dataclass
@@ -239,8 +236,8 @@ def test_the_average_equals_the_plain_recurrence(decay: float) -> None:
 
 
 def test_a_state_is_channels_last_and_without_an_average_keeps_the_model_itself() -> None:
-    state = TrainState.create(nn.Conv2d(3, 4, 3), SGD(), CPU)
-    assert next(state.model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    state = fresh()
+    assert state.model.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert state.average is None and state.trained is state.model
 
 
