@@ -17,6 +17,7 @@ from firstlight.errors import InputError
 from firstlight.machine.streams import stream
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+LEVEL, SPREAD = (np.array(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
 MODES = {"reflect": "reflect", "zero": "constant"}
 sizes = pytest.mark.parametrize("shape", [(3, 8, 8), (3, 7, 10), (1, 9, 6)])
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -33,8 +34,8 @@ def every_draw(spec: Augmentation, height: int, width: int) -> Tensor:
 
 def crop(image: npt.NDArray[np.uint8], spec: Crop, top: int, left: int) -> npt.NDArray[np.uint8]:
     margins = ((0, 0), (spec.pad, spec.pad), (spec.pad, spec.pad))
-    padded = np.pad(image, margins, mode=MODES[spec.padding])  # type: ignore[call-overload]
-    return padded[:, top : top + spec.size, left : left + spec.size]  # type: ignore[no-any-return]
+    padded = np.pad(image, margins, mode=MODES[spec.padding])
+    return padded[:, top : top + spec.size, left : left + spec.size]
 
 
 @layouts
@@ -98,8 +99,7 @@ def test_draws_cover_their_range_evenly_from_the_given_stream_alone(
     before, count = global_random_states(), 400 * int(np.prod(choices))
     draws = spec.sample(torch.arange(count), *size, partial(stream, 1, "uniform"), 0)
     assert global_random_states() == before
-    assert draws.dtype == torch.int64
-    assert tuple(draws.shape) == (count, len(spec.columns))
+    assert draws.dtype == torch.int64 and tuple(draws.shape) == (count, len(spec.columns))
     rows, counts = draws.unique(dim=0, return_counts=True)
     # All combinations are there and nothing else, so rows and columns are independent too.
     assert [tuple(row) for row in rows.tolist()] == list(itertools.product(*map(range, choices)))
@@ -111,11 +111,9 @@ def test_draws_cover_their_range_evenly_from_the_given_stream_alone(
 def test_normalise_equals_its_formula(dtype: torch.dtype) -> None:
     images = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     normalised = normalise(images, MEAN, STD, dtype)
-    mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
-    assert normalised.dtype == dtype
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert normalised.dtype == dtype and normalised.is_contiguous(memory_format=torch.channels_last)
     tolerance = 1e-6 if dtype == torch.float32 else 2**-8
-    expected = (images.numpy() / 255 - mean) / std
+    expected = (images.numpy() / 255 - LEVEL) / SPREAD
     np.testing.assert_allclose(normalised.float().numpy(), expected, rtol=tolerance, atol=1e-6)
     assert torch.equal(augment(images, [], [], MEAN, STD, dtype), normalised)
 
@@ -126,13 +124,12 @@ def test_the_pipeline_equals_crop_flip_normalise_cutout(shape: tuple[int, int, i
     specs: list[Augmentation] = [cropping, FlipLR(), Cutout(3)]
     draws = [sample(cropping, 40, *shape[1:]), sample(specs[1], 40), sample(specs[2], 40)]
     batch = augment(images, specs, draws, MEAN, STD)
-    mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))
     for number, image in enumerate(images.numpy()):
         expected = crop(image, cropping, *draws[0][number].tolist())
         pixels = (expected[:, :, ::-1] if draws[1][number, 0] else expected) / 255
         top, left = draws[2][number].tolist()
-        pixels[:, top : top + 3, left : left + 3] = mean
-        np.testing.assert_allclose(batch[number].numpy(), (pixels - mean) / std, rtol=1e-5, atol=1e-6)
+        pixels[:, top : top + 3, left : left + 3] = LEVEL
+        np.testing.assert_allclose(batch[number].numpy(), (pixels - LEVEL) / SPREAD, rtol=1e-5, atol=1e-6)
 
 
 def test_a_flip_after_normalisation_is_refused() -> None:
@@ -141,18 +138,21 @@ def test_a_flip_after_normalisation_is_refused() -> None:
         augment(random_images(2), specs, [sample(spec, 2) for spec in specs], MEAN, STD)
 
 
-@pytest.mark.parametrize("size, pad, padding", [(0, 4, "zero"), (4, -1, "zero"), (4, 4, "wrap")])
-def test_impossible_settings_are_refused(size: int, pad: int, padding: str) -> None:
-    with pytest.raises(InputError):
-        Crop(size, pad=pad, padding=padding)
+def test_impossible_settings_are_refused() -> None:
+    for size, pad, padding in ((0, 4, "zero"), (4, -1, "zero"), (4, 4, "wrap")):
+        with pytest.raises(InputError):
+            Crop(size, pad=pad, padding=padding)
     with pytest.raises(InputError):
         Cutout(0)
 
 
-@pytest.mark.parametrize(
-    ("spec", "height", "width"),
-    [(Crop(20, pad=4), 8, 32), (Crop(20, pad=4), 32, 8), (Crop(4, pad=8), 8, 32), (Cutout(9), 8, 32)],
-)
-def test_what_is_too_large_for_the_image_is_refused(spec: Augmentation, height: int, width: int) -> None:
-    with pytest.raises(InputError, match=f"{height}×{width}"):
-        sample(spec, 1, height, width)
+def test_what_is_too_large_for_the_image_is_refused() -> None:
+    too_large = (
+        (Crop(20, pad=4), 8, 32),
+        (Crop(20, pad=4), 32, 8),
+        (Crop(4, pad=8), 8, 32),
+        (Cutout(9), 8, 32),
+    )
+    for spec, height, width in too_large:
+        with pytest.raises(InputError, match=f"{height}×{width}"):
+            sample(spec, 1, height, width)

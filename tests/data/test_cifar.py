@@ -6,10 +6,11 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def published(path: Path) -> PublishedFile:
     return PublishedFile(path.name, len(content), hashlib.md5(content).hexdigest())
 
 
+def altered(whole: bytes) -> bytes:
+    return whole[:-1] + bytes([whole[-1] ^ 1])
+
+
 class Small:
     """A set of the published form with 8 training and 4 test images, in every form, in folders of its own."""
 
@@ -70,26 +75,23 @@ class Small:
         self.arrays: Arrays = dict(zip(NAMES, parts, strict=True))
         rows = np.dstack([labels[:, :, None].astype(np.uint8), images])
         python = [python_2_batch(*batch) for batch in zip(images, labels.tolist(), strict=True)]
+        binary = [row.tobytes() for row in rows]
         self.paths: dict[str, Path] = {}
         forms = []
-        for short, form, contents in (
-            ("py", PYTHON, python),
-            ("bin", BINARY, [row.tobytes() for row in rows]),
-        ):
+        for short, form, contents in (("py", PYTHON, python), ("bin", BINARY, binary)):
             names = BATCHES if form is PYTHON else [f"{name}.bin" for name in BATCHES]
             folder, path = root / short / form.folder, root / f"{short}-archive" / form.archive.name
             folder.mkdir(parents=True)
             for name, content in zip(names, contents, strict=True):
                 (folder / name).write_bytes(content)
             archive = tar(path, form.folder, dict(zip(names, contents, strict=True)))
-            renamed = path.with_name(f"renamed {short}.tgz")
-            renamed.write_bytes(path.read_bytes())
+            renamed = shutil.copy(path, path.with_name(f"renamed {short}.tgz"))
             self.paths |= {short: folder.parent, f"{short} itself": folder, f"{short} archive": path.parent}
             self.paths |= {f"{short} archive itself": path, f"{short} archive renamed": renamed}
-            batches = [published(folder / name) for name in names]
+            batches = tuple(published(folder / name) for name in names)
             if form is BINARY:
-                batches = [replace(batch, md5=None) for batch in batches]
-            forms.append(replace(form, archive=archive, batches=tuple(batches)))
+                batches = tuple(replace(batch, md5=None) for batch in batches)
+            forms.append(replace(form, archive=archive, batches=batches))
         self.edition = Edition(tuple(forms), COUNT, digest(self.arrays))
 
     def with_form(self, number: int, **changes: object) -> Edition:
@@ -97,23 +99,18 @@ class Small:
         forms[number] = replace(forms[number], **changes)  # type: ignore[arg-type]
         return replace(self.edition, forms=tuple(forms))
 
-    def read(self, form: str | Path | None = None) -> Arrays:
+    def read(self, form: str | Path | None = None, edition: Edition | None = None) -> Arrays:
         """Read one of our forms, a path, or what the cache has, and compare it with what was written."""
         path = self.paths[form] if isinstance(form, str) else form
-        arrays = read_arrays(path, edition=self.edition, mirrors=())
-        self.assert_same(arrays)
-        return arrays
-
-    def assert_same(self, arrays: Arrays) -> None:
+        arrays = read_arrays(path, edition=edition or self.edition, mirrors=())
         assert list(arrays) == list(NAMES)
         for name, array in arrays.items():
-            np.testing.assert_array_equal(array, self.arrays[name])
-            assert array.dtype == self.arrays[name].dtype
+            np.testing.assert_array_equal(array, self.arrays[name], strict=True)
+        return arrays
 
     def refuses(self, form: str | Path | None, message: str, edition: Edition | None = None) -> None:
-        path = self.paths[form] if isinstance(form, str) else form
         with pytest.raises(InputError, match=message) as caught:
-            read_arrays(path, edition=edition or self.edition, mirrors=())
+            self.read(form, edition)
         assert caught.value.hint and "\n" not in caught.value.message
 
 
@@ -144,7 +141,7 @@ def test_a_damaged_batch_is_named(small: Small, form: str, name: str, decoded: b
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     small.refuses(form, rf"{name}.* cut short")
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    path.write_bytes(altered(whole))
     small.refuses(form, rf"{name}.* altered|{path.parent.name} holds other images")
     path.unlink()
     small.refuses(f"{form} itself", rf"{name}.* is missing")
@@ -156,7 +153,7 @@ def test_a_damaged_batch_is_named(small: Small, form: str, name: str, decoded: b
 def test_a_damaged_archive_is_named(small: Small, form: str) -> None:
     path, number = small.paths[form], int(form.startswith("bin"))
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    path.write_bytes(altered(whole))
     small.refuses(form, f"{path.name} is altered")
     path.write_bytes(whole[:-7])
     small.refuses(form, f"{path.name} is cut short")
@@ -172,24 +169,22 @@ def test_a_label_out_of_range_in_the_binary_form_is_named(small: Small) -> None:
     small.refuses("bin", r"data_batch_2\.bin holds a label outside")
 
 
-class _Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, ("made-by-a-pickle",)
+PIXELS = np.zeros((4, 3072), "u1")
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({b"data": _Evil(), b"labels": []}, "wants to import"),
+        ({b"data": os.mkdir, b"labels": []}, "wants to import"),
         ([1, 2], "not hold 4 labelled images"),
-        ({b"data": np.zeros((4, 3072), "u1")}, "not hold"),
+        ({b"data": PIXELS}, "not hold"),
         ({b"data": 3, b"labels": [1]}, "not hold"),
-        ({b"data": np.zeros((4, 9), "u1"), b"labels": [0] * 4}, "not hold"),
-        ({b"data": np.zeros((4, 3072), "u1"), b"labels": [0] * 5}, "not hold"),
-        ({b"data": np.zeros((4, 3072), "u1"), b"labels": [0, 0, 0, "1"]}, "not hold"),
-        ({b"data": np.zeros((4, 3072), "f4"), b"labels": [0] * 4}, "not hold"),
-        ({b"data": np.zeros((4, 3072), "u1"), b"labels": [0, 1, 2, 10]}, "label outside"),
-        ({b"data": np.zeros((4, 3072), "u1"), b"labels": [0, 1, 2, 2**70]}, "label outside"),
+        ({b"data": PIXELS[:, :9], b"labels": [0] * 4}, "not hold"),
+        ({b"data": PIXELS, b"labels": [0] * 5}, "not hold"),
+        ({b"data": PIXELS, b"labels": [0, 0, 0, "1"]}, "not hold"),
+        ({b"data": PIXELS.astype("f4"), b"labels": [0] * 4}, "not hold"),
+        ({b"data": PIXELS, b"labels": [0, 1, 2, 10]}, "label outside"),
+        ({b"data": PIXELS, b"labels": [0, 1, 2, 2**70]}, "label outside"),
     ],
 )
 def test_a_pickle_of_other_things_is_named_even_where_its_sum_is_right(
@@ -200,7 +195,6 @@ def test_a_pickle_of_other_things_is_named_even_where_its_sum_is_right(
     small.refuses("py", "data_batch_2")
     batches = tuple(published(path.parent / name) for name in BATCHES)
     small.refuses("py", f"data_batch_2.*{message}", small.with_form(0, batches=batches))
-    assert not Path("made-by-a-pickle").exists()
 
 
 def test_a_path_without_the_data_is_an_error_even_where_the_cache_has_it(
@@ -223,10 +217,9 @@ def test_a_path_without_the_data_is_an_error_even_where_the_cache_has_it(
     assert is_here()
 
 
-def test_an_archive_put_into_the_cache_is_read(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_put_into_the_cache_is_read(small: Small) -> None:
     cache_folder().mkdir()
-    archive = small.paths["bin archive itself"]
-    (cache_folder() / archive.name).write_bytes(archive.read_bytes())
+    shutil.copy(small.paths["bin archive itself"], cache_folder())
     small.read()
     assert is_here()
 
@@ -243,12 +236,11 @@ def test_without_data_the_error_names_three_ways_out(
         read_arrays(edition=small.edition, mirrors=closed)
     assert "\n" not in caught.value.message
     assert ("OFFLINE" in caught.value.message) == (offline == "1")
-    folder = str(cache_folder())
-    for way in ("--data-dir", "FIRSTLIGHT_DATA", "cifar-10-binary.tar.gz", folder, "shapes.demo"):
-        assert way in caught.value.hint
+    ways = ("--data-dir", "FIRSTLIGHT_DATA", "cifar-10-binary.tar.gz", str(cache_folder()), "shapes.demo")
+    assert all(way in caught.value.hint for way in ways)
 
 
-def objects() -> bytes:
+def an_array_of_objects(whole: bytes) -> bytes:
     file = io.BytesIO()
     np.save(file, np.array([{}]), allow_pickle=True)
     return file.getvalue()
@@ -256,10 +248,10 @@ def objects() -> bytes:
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda whole: whole[:-3],
-    "altered": lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+    "altered": altered,
     "empty": lambda whole: b"",
     "header": lambda whole: b"?" * 200 + whole[200:],
-    "objects": lambda whole: objects(),
+    "objects": an_array_of_objects,
 }
 
 
@@ -270,19 +262,20 @@ def test_a_damaged_cache_is_decoded_again(small: Small, name: str, damage: str) 
     (path,) = cache_folder().rglob(f"{name}.npy")
     whole = path.read_bytes()
     path.unlink()
-    if damage in DAMAGES:
+    if damage != "missing":
         path.write_bytes(DAMAGES[damage](whole))
     small.read("py")
     small.read()
 
 
-@pytest.mark.parametrize("text", [b"", b"\n\n", b"?" * 99, b"\xff\x00"])
-def test_a_damaged_record_of_verified_files_only_costs_time(small: Small, text: bytes) -> None:
+def test_a_damaged_record_of_verified_files_only_costs_time(small: Small) -> None:
     small.read("py")
     (record,) = cache_folder().rglob("verified.txt")
-    record.write_bytes(text)
-    small.read()
-    small.read("py")
+    for text in (b"", b"\n\n", b"?" * 99, b"\xff\x00"):
+        record.write_bytes(text)
+        small.read()
+        record.write_bytes(text)
+        small.read("py")
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -294,13 +287,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_decoding_at_the_same_time_leaves_whole_files(small: Small) -> None:
-    results: list[Arrays] = []
-    threads = [threading.Thread(target=lambda: results.append(small.read("py archive"))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 6
+    with ThreadPoolExecutor(6) as pool:
+        assert len(list(pool.map(small.read, ["py archive"] * 6))) == 6
     assert all(isinstance(array, np.memmap) for array in small.read().values())
     assert not list(cache_folder().rglob("*.part"))
 
@@ -326,12 +314,11 @@ def test_the_real_set_is_the_same_in_both_forms(
     cifar_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, test = Cifar10().load(cifar_folder)
-    assert train.images.shape == (50_000, 3, 32, 32) and test.images.shape == (10_000, 3, 32, 32)
-    assert torch.bincount(train.labels).tolist() == [5000] * 10
-    assert torch.bincount(test.labels).tolist() == [1000] * 10
+    for part, count in ((train, 5000), (test, 1000)):
+        assert part.images.shape == (10 * count, 3, 32, 32)
+        assert torch.bincount(part.labels).tolist() == [count] * 10
     assert train.labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile
-    mean, std = statistics(train.images)
-    assert mean == pytest.approx(MEAN, abs=1e-12) and std == pytest.approx(STD, abs=1e-12)
+    np.testing.assert_allclose(statistics(train.images), (MEAN, STD), rtol=0, atol=1e-12)
     meta = (cifar_folder / "cifar-10-batches-py" / "batches.meta").read_bytes()
     positions = [meta.index(name.encode()) for name in CLASSES]
     assert positions == sorted(positions)
@@ -345,5 +332,4 @@ def test_the_real_set_is_the_same_in_both_forms(
     (tmp_path / "file").write_text("no cache here")
     again = Cifar10().load(tmp_path)
     assert torch.equal(again[0].images, train.images) and torch.equal(again[1].labels, test.labels)
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -43,11 +44,9 @@ def test_the_object_is_there_and_stands_out_from_its_ground() -> None:
     assert images.shape == (500, 3, 32, 32) and masks.shape == (500, 32, 32) and masks.dtype == torch.bool
     seen = masks.flatten(1).sum(1)
     assert seen.min() >= 30 and seen.max() <= 32 * 32 // 2
-    pixels, inside = images.double(), masks[:, None].double()
-    outside = 1 - inside
-    mean_inside = (pixels * inside).sum((2, 3)) / inside.sum((2, 3))
-    mean_outside = (pixels * outside).sum((2, 3)) / outside.sum((2, 3))
-    apart = (mean_inside - mean_outside).abs().amax(1)
+    inside = masks[:, None].double()
+    within, around = ((images * part).sum((2, 3)) / part.sum((2, 3)) for part in (inside, 1 - inside))
+    apart = (within - around).abs().amax(1)
     assert (apart > 15).double().mean() > 0.85, "most objects differ in mean colour from what is around them"
     areas = torch.stack([seen[labels == kind].double().mean() for kind in range(10)])
     assert KINDS[int(areas.argmax())] in ("circle", "square", "hexagon", "heart")
@@ -89,25 +88,17 @@ def test_the_source_keeps_its_parts_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("make", "settings", "message"),
     [
-        *(({"object_size": size}, "of their size") for size in (0, 39, 101, -50)),
-        *((settings, "images") for settings in ({"train": 0}, {"test": 0}, {"train": -5})),
+        *((Shapes, {"object_size": size}, "of their size") for size in (0, 39, 101, -50)),
+        *((Shapes, settings, "images") for settings in ({"train": 0}, {"test": 0}, {"train": -5})),
+        (make_shapes, {"count": 0}, "at least 1"),
+        (make_shapes, {"count": 1, "first": -1}, "no image number -1"),
+        (make_shapes, {"count": 1, "object_size": 39}, "of their size"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
+def test_what_cannot_be_drawn_is_refused(
+    make: Callable[..., object], settings: dict[str, int], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        Shapes(**settings)
-
-
-@pytest.mark.parametrize(
-    ("count", "settings", "message"),
-    [
-        (0, {}, "at least 1"),
-        (1, {"first": -1}, "no image number -1"),
-        (1, {"object_size": 39}, "of their size"),
-    ],
-)
-def test_shapes_that_cannot_be_drawn_are_refused(count: int, settings: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make_shapes(count, **settings)
+        make(**settings)

@@ -48,7 +48,6 @@ def test_a_fused_step_that_overflows_is_no_step(spec: OptimizerSpec, overflows: 
         (SGD(0.0), torch.optim.SGD, {"momentum": 0.0, "nesterov": False}),
         (Adam(0.8, 0.9, 0.01), torch.optim.Adam, {"betas": (0.8, 0.9), "weight_decay": 0.01}),
         (AdamW(0.8, 0.9, 0.02), torch.optim.AdamW, {"betas": (0.8, 0.9), "weight_decay": 0.02}),
-        (AdamW(), torch.optim.AdamW, {"betas": (0.9, 0.999), "weight_decay": 0.01}),
     ],
     ids=repr,
 )
@@ -72,10 +71,6 @@ def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -
     assert float((result - left @ core @ right).norm() / result.norm()) < 0.02
 
 
-def gradient(shape: torch.Size, step: int, index: int) -> Tensor:
-    return torch.randn(shape, generator=stream(step, "gradient", index))
-
-
 def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 4))
     network[1].weight.requires_grad_(False)
@@ -84,10 +79,11 @@ def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> 
         network.parameters(), 0.0
     )
     buffers = [torch.zeros_like(weight) for weight in weights]
-    factors = [1.0, 0.0, 50.0, 3.0, 50.0]
+    factors, noise = [1.0, 0.0, 50.0, 3.0, 50.0], stream(0, "gradient")
     for number in range(3):
-        for index, parameter in enumerate(network.parameters()):
-            parameter.grad = gradient(parameter.shape, number, index)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=noise)
+        slopes = [parameter.grad.double() for parameter in network.parameters()]
         lr = 0.1 / (number + 1)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
@@ -95,10 +91,9 @@ def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> 
         for index, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
             if not factor:
                 continue
-            slope = gradient(weight.shape, number, index).double()
             momentum = 0.6 if index == 0 else 0.85
-            buffers[index] = momentum * buffers[index] + slope
-            step = slope + momentum * buffers[index]
+            buffers[index].mul_(momentum).add_(slopes[index])
+            step = slopes[index] + momentum * buffers[index]
             if index == 0:
                 step = orthogonalised(step.flatten(1)).view_as(step)
                 weight *= 8**0.5 / weight.norm()
