@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, ways timed in turn, a process of its own, a row beside the script.
+"""What every benchmark shares: options, ways timed in turn, a process of its own, a row of what it finds.
 
 torch is loaded only where it is needed, since reference.py times how long that takes.
 """
@@ -76,6 +76,22 @@ def random_images(count: int) -> ImageSet:
     return ImageSet(pixels, labels, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3, names)
 
 
+def assignment_step(machine: Machine) -> Callable[[], object]:
+    """Return a training step of the assignment, on a batch of random images."""
+    from firstlight.data.batches import Batches
+    from firstlight.machine.streams import seeded
+    from firstlight.recipes import named
+    from firstlight.training.loop import train_step
+    from firstlight.training.state import TrainState
+
+    recipe = named("cifar10.assignment")
+    with seeded(0, "weights"):
+        state = TrainState.create(recipe.model(10), recipe.optimizer, machine)
+    size = recipe.batch_size
+    batch = next(Batches(random_images(size), size, recipe.augment, seed=0, machine=machine).epoch(0))
+    return lambda: train_step(state, *batch, 0.01, recipe.objective, machine)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a table, oldest first; every value is text, empty where a row has none."""
     if not path.exists():
@@ -84,27 +100,35 @@ def read_rows(path: Path) -> list[Row]:
         return [{key: value or "" for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def record(script: str, machine: Machine | None, path: Path | None = None, **values: Any) -> None:
-    """Append a row: the script, the date, the machine's hardware, torch, precision and threads, and values.
+def place(machine: Machine) -> dict[str, Any]:
+    """Return the part of a row that says where it was measured."""
+    import torch
+
+    return {
+        "hardware": machine.hardware,
+        "torch": torch.__version__,
+        "device": machine.device.type,
+        "precision": machine.precision,
+        "threads": machine.threads,
+    }
+
+
+def record(
+    script: str, machine: Machine | None, path: Path | None = None, *, keep: bool = True, **values: Any
+) -> None:
+    """Print a row, and append it unless told not to keep it: the script, the date, the place, and values.
 
     script: its `__file__`. machine: None where `values` say what was run on. path: the table, by default the
     CSV beside the script; a value that no earlier row has becomes a column at its end.
     """
-    place = {}
-    if machine is not None:
-        import torch
-
-        place = {
-            "hardware": machine.hardware,
-            "torch": torch.__version__,
-            "device": machine.device.type,
-            "precision": machine.precision,
-            "threads": machine.threads,
-        }
     file = Path(script).resolve()
-    name = file.relative_to(BENCHMARKS.parent).as_posix()
-    row = {"script": name, "date": datetime.now(UTC).date().isoformat(), **place, **values}
-    _append(row, path or file.with_suffix(".csv"))
+    where = {} if machine is None else place(machine)
+    shown = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in values.items()}
+    print("; ".join(f"{key} {value}" for key, value in {**where, **shown}.items()), flush=True)
+    if keep:
+        name = file.relative_to(BENCHMARKS.parent).as_posix()
+        row = {"script": name, "date": datetime.now(UTC).date().isoformat(), **where, **values}
+        _append(row, path or file.with_suffix(".csv"))
 
 
 def _append(row: Mapping[str, Any], path: Path) -> None:

@@ -138,10 +138,6 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-TITLES = "method | endpoint | grid | hits | above the centre | random weights (sd) "
-TITLES += "| off centre | off centre, random weights | maps without evidence"
-
-
 def main(words: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("run", type=Path)
@@ -154,15 +150,7 @@ def main(words: Sequence[str] | None = None) -> None:
     images, chosen = rightly_classified(run)
     masks, labels = chosen.masks, chosen.labels
     assert masks is not None and isinstance(run.recipe.data, Shapes)
-    plain, size, count = baseline(labels, masks), run.recipe.data.object_size, len(run.evaluation.labels)
-    print(
-        f"Objects of {size} % of their usual size. "
-        f"{plain.count:,} of {count:,} test images are classified rightly.\n"
-        f"Always the centre: {plain.centre:.1%}; chance: {plain.chance:.1%}.\n"
-        f"{plain.off_centre_count:,} objects do not cover the centre, which there never hits; "
-        f"chance there: {_percent(plain.off_centre_chance)}.\n"
-    )
-    print(f"| {TITLES} |\n{'| --- ' * (TITLES.count('|') + 1)}|")
+    plain = baseline(labels, masks)
     networks = []
     for number in range(arguments.random):
         with seeded(number, "random weights"):
@@ -183,34 +171,24 @@ def main(words: Sequence[str] | None = None) -> None:
             "pointing_off_centre_random": mean_of([each.off_centre for each in random]),
             "pointing_empty": trained.empty,
         }
-        cells = {name.removeprefix("pointing_"): _percent(value) for name, value in figures.items()}
-        print(
-            f"| {method} | {endpoint} | {trained.grid} | {trained.hits:.1%} ± {1.96 * trained.error:.1%} "
-            f"| {100 * (trained.hits - plain.centre):+.1f} points | {cells['random']} ({cells['random_sd']}) "
-            f"| {cells['off_centre']} | {cells['off_centre_random']} | {cells['empty']} |"
+        record(
+            __file__,
+            choose("cpu", "fp32"),
+            keep=arguments.record,
+            recipe=run.recipe.name,
+            seed=run.recipe.seed,
+            epochs=run.recipe.epochs,
+            peak_lr=run.summary.peak_lr,
+            min_lr=run.summary.min_lr,
+            note=f"pointing game on {plain.count} test images classified rightly, "
+            f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
+            test_images=len(run.evaluation.labels),
+            object_size=run.recipe.data.object_size,
+            method=method,
+            endpoint=endpoint,
+            grid=trained.grid,
+            **{name: None if value is None else round(value, 4) for name, value in figures.items()},
         )
-        if arguments.record:
-            record(
-                __file__,
-                choose("cpu", "fp32"),
-                recipe=run.recipe.name,
-                seed=run.recipe.seed,
-                epochs=run.recipe.epochs,
-                peak_lr=run.summary.peak_lr,
-                min_lr=run.summary.min_lr,
-                note=f"pointing game on {plain.count} test images classified rightly, "
-                f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
-                test_images=count,
-                object_size=size,
-                method=method,
-                endpoint=endpoint,
-                grid=trained.grid,
-                **{name: None if value is None else round(value, 4) for name, value in figures.items()},
-            )
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 if __name__ == "__main__":

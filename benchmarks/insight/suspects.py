@@ -32,6 +32,7 @@ from firstlight.recipe import Recipe
 from firstlight.recipes import named
 
 OURS = "firstlight"
+SHARE, FOLDS = 0.05, 4
 METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
 
@@ -83,12 +84,12 @@ def cleanlab_rankings(labels: Tensor, probabilities: Tensor) -> dict[str, tuple[
     return rankings
 
 
-def scores(recipe: Recipe, count: int, share: float, folds: int) -> dict[str, Score]:
+def scores(recipe: Recipe, count: int) -> dict[str, Score]:
     """Cross-fit one set with wrong labels, and score every ranking on the same probabilities."""
     clean, _ = Shapes(train=count, test=1, seed=recipe.seed).load()
-    images = with_wrong_labels(clean, share, recipe.seed)
+    images = with_wrong_labels(clean, SHARE, recipe.seed)
     wrong = images.labels != clean.labels
-    probabilities = out_of_sample(recipe, images, choose(), folds=folds)
+    probabilities = out_of_sample(recipe, images, choose(), folds=FOLDS)
     right = float((probabilities.argmax(1) == clean.labels).double().mean())
     print(
         f"seed {recipe.seed}: {int(wrong.sum())} of {count:,} labels are wrong; "
@@ -119,8 +120,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=5000)
-    options.add_argument("--share", type=float, default=0.05, help="of the labels that are replaced")
-    options.add_argument("--folds", type=int, default=4)
     options.add_argument("--epochs", type=int, default=24)
     options.add_argument("--width", type=int, default=16)
     options.add_argument("--batch-size", type=int, default=128)
@@ -133,7 +132,7 @@ def main() -> None:
     recipe = recipe.replace(peak_lr=0.2, min_lr=0.002, validation=0, **size)
     rows = []
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-        seeded = scores(recipe.replace(seed=seed), arguments.images, arguments.share, arguments.folds)
+        seeded = scores(recipe.replace(seed=seed), arguments.images)
         for ranking, each in seeded.items():
             figures = {
                 "precision_at_wrong": round(each.precision, 4),
@@ -144,7 +143,7 @@ def main() -> None:
     print(table(rows))
     if arguments.record:
         machine, baseline = choose(), f"cleanlab {metadata.version('cleanlab')}"
-        note = f"{arguments.images} images, {arguments.share:.0%} of labels wrong, {arguments.folds} folds, "
+        note = f"{arguments.images} images, {SHARE:.0%} of labels wrong, {FOLDS} folds, "
         note += f"width {arguments.width}, batch size {arguments.batch_size}"
         same = {"recipe": recipe.name, "epochs": recipe.epochs, "baseline": baseline, "note": note}
         for row in rows:

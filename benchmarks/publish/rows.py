@@ -70,16 +70,16 @@ class Group:
 def groups(tables: Tables) -> list[Group]:
     """Return the published runs by recipe, hardware, precision, epochs and kind of rates."""
     grouped: dict[tuple[str, ...], list[Row]] = {}
-    for row in [*tables.get("runs", []), *tables.get("gpu", [])]:
+    for row in [*tables["runs"], *tables["gpu"]]:
         if row.get("test_accuracy"):  # a row of medians has none
             same = [row.get(key, "") for key in ("recipe", "hardware", "precision", "epochs")]
             grouped.setdefault((*same, row.get("rates") or "found"), []).append(row)
     return [Group(runs) for runs in grouped.values()]
 
 
-def stock_seconds(tables: Tables) -> dict[str, float]:
-    """Return R by hardware: the seconds that the stock loop takes for 50,000 images, of the newest row."""
-    return {row["hardware"]: float(row["r_seconds"]) for row in tables.get("reference", [])}
+def yardsticks(tables: Tables) -> dict[str, Row]:
+    """Return the newest row of reference.py for each chip; its r_seconds is R."""
+    return {row["hardware"]: row for row in tables["reference"]}
 
 
 def short(hardware: str) -> str:

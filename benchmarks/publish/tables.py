@@ -13,11 +13,12 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from benchmarks.insight import suspects as label_errors
 from benchmarks.measure import BENCHMARKS, Row
-from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, stock_seconds
+from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, yardsticks
 from benchmarks.recipes.choose import AS_IT_STANDS
 from firstlight.errors import InputError
 from firstlight.run import Run
@@ -38,8 +39,8 @@ def best(tables: Tables) -> str:
     """Write the three numbers of the first screen: accuracy, time, speed beside the stock loop."""
     plus = max(_by_chip("cifar10.assignment_plus", tables), key=lambda group: group.accuracy(tta=False).mean)
     fast = min(_by_chip("cifar10.fast", tables), key=lambda group: group.seconds(tta=True))
-    loops = list(_newest(tables).values())
-    ratios = " and ".join(f"**{loop['ratio']} times** ({short(loop['hardware'])})" for loop in loops)
+    loops = yardsticks(tables).items()
+    ratios = " and ".join(f"**{loop['ratio']} times** ({short(chip)})" for chip, loop in loops)
     minutes, seconds = plus.seconds(tta=False) / 60, fast.seconds(tta=True)
     lines = [
         f"{_accuracy(plus, tta=False)} without test-time augmentation, {minutes:.0f} min: `{plus.recipe}`, "
@@ -79,11 +80,8 @@ def results(tables: Tables) -> str:
 
 def _assignment(tables: Tables) -> Row:
     """Return the course's run: 24 epochs, its learning rates found."""
-    wanted = "cifar10.assignment", "24", "found"
-    runs = (
-        group for group in groups(tables) if (group.recipe, group.newest["epochs"], group.rates) == wanted
-    )
-    return next(runs).newest
+    by_kind = {(group.recipe, group.newest["epochs"], group.rates): group for group in groups(tables)}
+    return by_kind["cifar10.assignment", "24", "found"].newest
 
 
 def accuracy(tables: Tables) -> str:
@@ -137,15 +135,10 @@ def pipeline(tables: Tables) -> str:
     )
 
 
-def _newest(tables: Tables) -> dict[str, Row]:
-    """Return the newest row of reference.py for each chip."""
-    return {row["hardware"]: row for row in tables["reference"]}
-
-
 def speed(tables: Tables) -> str:
     """Write how fast a step is beside the stock loop's, a paragraph for each chip."""
     paragraphs = []
-    for run in _newest(tables).values():
+    for run in yardsticks(tables).values():
         images, stock_images = (f"{float(run[f'{loop}images_per_second']):,.0f}" for loop in LOOPS)
         first, stock_first = (f"{float(run[f'{loop}first_step_seconds']):.1f}" for loop in LOOPS)
         peak, stock_peak = (f"{float(run[f'{loop}peak_gigabytes']):.2f}" for loop in LOOPS)
@@ -175,10 +168,8 @@ def plus(tables: Tables) -> str:
 
 def _by_chip(recipe: str, tables: Tables) -> list[Group]:
     """Return for each CPU the runs of a recipe as it was last trained there."""
-    trained = [
-        group for group in groups(tables) if group.recipe == recipe and group.newest["device"] == "cpu"
-    ]
-    return list({group.hardware: group for group in trained}.values())
+    trained = (group for group in groups(tables) if group.recipe == recipe)
+    return list({each.hardware: each for each in trained if each.newest["device"] == "cpu"}.values())
 
 
 def _paragraphs(recipe: str, tables: Tables, *, tta: bool) -> str:
@@ -191,7 +182,8 @@ def _paragraphs(recipe: str, tables: Tables, *, tta: bool) -> str:
             detail += "{:.2%} to {:.2%})".format(*spread.interval)
         words = ("with", "without") if tta else ("without", "with")
         clock = "from the first step to the last forward pass of that augmentation" if tta else "of training"
-        seconds, r = group.seconds(tta=tta), stock_seconds(tables).get(group.hardware)
+        seconds, row = group.seconds(tta=tta), yardsticks(tables).get(group.hardware)
+        r = float(row["r_seconds"]) if row else None
         paragraphs.append(
             f"`{recipe}`: **{spread.mean:.2%} {words[0]} test-time augmentation**{detail}, "
             f"{other.mean:.2%} {words[1]}, {seconds:,.0f} s {clock} "
@@ -217,11 +209,8 @@ def ablations(tables: Tables) -> str:
             (mean([run for run, _ in pairs], key), mean([other for _, other in pairs], key))
             for key in ("accuracy_tta", "calibrated_loss")
         )
-        times = [
-            float(run["train_seconds"]) / float(other["train_seconds"])
-            for run, other in pairs
-            if run["hardware"] == other["hardware"]
-        ]
+        there = [pair for pair in pairs if pair[0]["hardware"] == pair[1]["hardware"]]
+        times = [float(run["train_seconds"]) / float(other["train_seconds"]) for run, other in there]
         time = f"× {statistics.mean(times):.2f}" if times else ""
         lines.append(
             f"{change} | {len(changed)} | {accuracy[0]:.2%}, {100 * (accuracy[0] - accuracy[1]):+.2f} "
@@ -269,11 +258,7 @@ def pointing(tables: Tables) -> str:
 
 def suspects(tables: Tables) -> str:
     """Write the rankings of label errors, means over the seeds of the newest setting."""
-
-    def setting(row: Row) -> tuple[str, ...]:
-        return row["note"], row["epochs"], row["baseline"]
-
-    rows = tables["suspects"]
+    rows, setting = tables["suspects"], itemgetter("note", "epochs", "baseline")
     last = rows[-1]
     runs = {(row["ranking"], row["seed"]): row for row in rows if setting(row) == setting(last)}
     source = f"{last['baseline']}; {last['note']}, {last['epochs']} epochs."

@@ -84,14 +84,11 @@ def compare(
         for change, changed in changes.items():
             job = Job.with_images(train, nothing, changed(dataclasses.replace(base, seed=seed)), machine)
             before(change, job)
-            print(f"seed {seed}: {change or AS_IT_STANDS}", flush=True)
             figures = score(job)
             scores[change].append(figures)
-            print("  " + "  ".join(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
-            if arguments.record:
-                row = {"recipe": base.name, "change": change, "seed": seed, "held_out": arguments.held_out}
-                row |= {key: round(value, 5) for key, value in figures.items()}
-                record(script, machine, **row)
+            row = {"recipe": base.name, "change": change, "seed": seed, "held_out": arguments.held_out}
+            row |= {key: round(value, 5) for key, value in figures.items()}
+            record(script, machine, keep=arguments.record, **row)
     print("\n| change | n | accuracy | with TTA | calibrated | seconds |")
     print("| --- " * 6 + "|")
     for change, runs in scores.items():
@@ -115,10 +112,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("recipe")
     options.add_argument("--try", dest="variants", action="append", default=[], metavar="SETTINGS")
-    options.add_argument("--only", action="store_true", help="leave out the recipe as it stands")
     arguments = options.parse_args()
-    variants = arguments.variants if arguments.only else ["", *arguments.variants]
-    compare(arguments.recipe, {variant: _settings(variant) for variant in variants}, arguments, __file__)
+    changes = {variant: _settings(variant) for variant in ("", *arguments.variants)}
+    compare(arguments.recipe, changes, arguments, __file__)
 
 
 def _settings(text: str) -> Change:

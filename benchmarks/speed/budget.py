@@ -30,7 +30,11 @@ from firstlight.machine.streams import stream
 from firstlight.models.blocks import ConvBlock
 from firstlight.models.custom_resnet import CustomResNet
 
-LOOPS = ("stock", "memory kept", "firstlight")
+LOOPS = {
+    "stock": "PyTorch's stock loop",
+    "memory kept": "stock, memory kept",
+    "firstlight": "Firstlight",
+}
 PLAIN = {"FIRSTLIGHT_KERNELS": "plain"}
 RESULT = Path(__file__).with_suffix(".json")
 PICTURE = BENCHMARKS.parent / "docs" / "pictures" / "budget.png"
@@ -139,30 +143,6 @@ def measure(rounds: int) -> dict[str, Any]:
     return {"hardware": choose("cpu", "bf16").hardware, "floor": floor, "loops": loops, "alone": rows}
 
 
-def describe(budget: dict[str, Any]) -> str:
-    """Write the seconds of each part of a step as a table; the convolutions stand in budget.json."""
-    loops, floor = budget["loops"], budget["floor"]
-    lines = [
-        f"on {budget['hardware']}; seconds of a step",
-        "",
-        f"| | {' | '.join(loops)} |",
-        "|---|---|---|---|",
-    ]
-    for part in loops["stock"]["parts"]:
-        lines.append(
-            f"| {part} | " + " | ".join(f"{loop['parts'][part]:.3f}" for loop in loops.values()) + " |"
-        )
-    lines.append("| **a step** | " + " | ".join(f"**{loop['step']:.3f}**" for loop in loops.values()) + " |")
-    floors = loops["firstlight"]["step"] / floor
-    lines.append(f"\nfloor, each convolution the better way: {floor:.3f} s; a step is {floors:.2f} floors")
-    return "\n".join(lines)
-
-
-LOOP_WORDS = {
-    "stock": "PyTorch's stock loop",
-    "memory kept": "stock, memory kept",
-    "firstlight": "Firstlight",
-}
 COLOURS = {
     "convolutions, forward": (style.BLUE, ("convolution, forward",)),
     "convolutions, gradients": ("#7fb8d8", ("convolution, gradients",)),
@@ -195,7 +175,7 @@ def draw(budget: dict[str, Any]) -> style.Sheet:
         axes.text(start, row, f"  {loop['step']:.2f} s", va="center", weight="bold")
     axes.axvline(floor, color=style.INK, linestyle=":", linewidth=1.2)
     axes.set(xlim=(0, 1.1 * max(loop["step"] for loop in budget["loops"].values())), ylim=(2.5, -0.5))
-    axes.set_yticks(range(len(LOOPS)), [LOOP_WORDS[loop] for loop in budget["loops"]], color=style.INK)
+    axes.set_yticks(range(len(LOOPS)), [LOOPS[loop] for loop in budget["loops"]], color=style.INK)
     axes.grid(False)
     axes.tick_params(axis="x", length=3)
     axes.xaxis.set_major_formatter("{x:g} s")
@@ -216,9 +196,10 @@ def main() -> None:
         budget = json.loads(RESULT.read_text(encoding="utf-8"))
     else:
         budget = measure(arguments.rounds)
-        print(describe(budget))
+        text = json.dumps(budget, indent=1) + "\n"
+        print(text)
         if arguments.record:
-            RESULT.write_text(json.dumps(budget, indent=1) + "\n", encoding="utf-8")
+            RESULT.write_text(text, encoding="utf-8")
     if arguments.draw or arguments.record:
         PICTURE.write_bytes(style.to_png(draw(budget)))
 

@@ -36,7 +36,6 @@ from typing import Any
 from benchmarks.measure import BENCHMARKS, parser, record
 from benchmarks.speed import gpu_worker
 from firstlight.errors import InputError, RunFailed
-from firstlight.insight.intervals import Spread
 from firstlight.recipes import RECIPES, named
 
 RESULTS = Path(__file__).with_suffix(".csv")
@@ -83,14 +82,17 @@ def airbench_data(options: argparse.Namespace, folder: Path) -> None:
         torch.save(content, folder / "cifar10" / f"{name}.pt")
 
 
-def measure(recipe: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train every seed of a recipe, each with one of the baseline behind it if asked; return the rows."""
+def measure(recipe: str, options: argparse.Namespace) -> None:
+    """Train every seed of a recipe, each with one of the baseline behind it if asked, and record the rows.
+
+    The last row holds the medians of the warm runs.
+    """
     command = [sys.executable, "-m", gpu_worker.__name__, recipe]
     command += ["--device", options.device, "--precision", options.precision]
-    command += [f"--{word}" for word in ("toy", "eager", "compile") if getattr(options, word)]
+    command += [f"--{word}" for word in ("toy", "eager") if getattr(options, word)]
     if options.data_dir is not None:
         command += ["--data-dir", str(options.data_dir.resolve())]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as closing:
         ours, theirs = Worker(command, BENCHMARKS.parent), None
         closing.callback(ours.close)
@@ -99,7 +101,6 @@ def measure(recipe: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             row["start"] = "warm" if number else "cold"
             if number:
                 del row["cold_seconds"]
-            beside = ""
             if options.against:
                 if theirs is None:
                     airbench_data(options, Path(temporary))
@@ -108,64 +109,22 @@ def measure(recipe: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     theirs = Worker(command, Path(temporary))
                     closing.callback(theirs.close)
                 row |= theirs.run(options.seed + number)
-                beside = f"; airbench {row['baseline_clock_seconds']:.2f} s"
             rows.append(row)
-            print(
-                f"{recipe}, seed {row['seed']}, {row['start']}: {row['clock_seconds']:.2f} s, "
-                f"{row['test_accuracy']:.2%} without TTA, {row['test_accuracy_tta']:.2%} with TTA{beside}",
-                flush=True,
-            )
-    return rows
+            record(__file__, None, options.results, keep=options.record, **row)
+    if warm := rows[1:]:
+        shared = {key: rows[0][key] for key in SHARED} | medians(warm)
+        note = f"medians of {len(warm)} warm runs"
+        record(__file__, None, options.results, keep=options.record, **shared, note=note)
 
 
-def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def medians(warm: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians of the warm runs, and how many times as fast as the baseline they are."""
-    warm = [row for row in rows if row["start"] == "warm"]
-    if not warm:
-        return {}
     ours = statistics.median(row["clock_seconds"] for row in warm)
     if "baseline" not in warm[0]:
         return {"clock_seconds": ours}
     theirs = statistics.median(row["baseline_clock_seconds"] for row in warm)
     baseline = {"baseline": warm[0]["baseline"], "baseline_clock_seconds": theirs}
     return {"clock_seconds": ours, **baseline, "ratio": theirs / ours}
-
-
-def describe(rows: Sequence[dict[str, Any]]) -> str:
-    """Write what the runs of one recipe come to, in a few lines."""
-
-    def accuracy(key: str) -> str:
-        spread = Spread(tuple(row[key] for row in rows))
-        if spread.interval is None:
-            return f"{spread.mean:.2%}"
-        low, high = max(0.0, spread.interval[0]), min(1.0, spread.interval[1])
-        return f"{spread.mean:.2%} (sd {spread.sd:.2%}, 95 % interval of the mean {low:.2%} to {high:.2%})"
-
-    first, median = rows[0], medians(rows)
-    lines = [
-        f"{first['recipe']} on {first['hardware']}, {first['precision']}, {first['step']}; n = {len(rows)}",
-        f"  without TTA {accuracy('test_accuracy')}",
-        f"  with TTA    {accuracy('test_accuracy_tta')}",
-        f"  cold        {first['cold_seconds']:.2f} s, from the start of the process",
-    ]
-    if median:
-        warm = [row["clock_seconds"] for row in rows if row["start"] == "warm"]
-        lines.append(f"  warm        {median['clock_seconds']:.3f} s ({min(warm):.3f} to {max(warm):.3f})")
-    if "ratio" in median:
-        lines.append(
-            f"  {median['baseline']}: {median['baseline_clock_seconds']:.3f} s, with TTA "
-            f"{accuracy('baseline_test_accuracy_tta')}; Firstlight is {median['ratio']:.2f} times as fast"
-        )
-    return "\n".join(lines)
-
-
-def record_all(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Append a row for every run, and one with the medians of the warm ones."""
-    for row in rows:
-        record(__file__, None, path, **row)
-    if median := medians(rows):
-        shared = {key: rows[0][key] for key in SHARED}
-        record(__file__, None, path, **shared, **median, note=f"medians of {len(rows) - 1} warm runs")
 
 
 def parsed(words: Sequence[str] | None) -> argparse.Namespace:
@@ -192,10 +151,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for recipe in options.recipes:
             named(recipe)  # or a wrong name would be found only after hours
         for recipe in options.recipes or RECIPES:
-            rows = measure(recipe, options)
-            print(f"\n{describe(rows)}\n", flush=True)
-            if options.record:
-                record_all(rows, options.results)
+            measure(recipe, options)
     except (InputError, RunFailed) as error:
         sys.exit(str(error))
 

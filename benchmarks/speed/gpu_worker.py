@@ -42,8 +42,7 @@ class Trainer:
 
     def run(self, seed: int) -> dict[str, Any]:
         """Train and evaluate one seed; return its row."""
-        import torch
-
+        from benchmarks.measure import place
         from firstlight.insight.evaluation import evaluate
         from firstlight.jobs.job import Job
         from firstlight.machine.clock import Stopwatch
@@ -57,8 +56,6 @@ class Trainer:
             if None in (recipe.schedule.peak_lr, recipe.schedule.min_lr):
                 self.finding = job.find_rates()
             self.state = job.state()
-            if self.options.compile:
-                self.state.model.compile()
             self.step = train_step if self.options.eager else choose_step(self.state, machine)
         else:
             restart(self.state, job.model)
@@ -85,11 +82,7 @@ class Trainer:
         plain = evaluate(state.trained, job.test, machine, batch_size=EVALUATED)
         low, high = plain.interval
         return {
-            "hardware": machine.hardware,
-            "torch": torch.__version__,
-            "precision": machine.precision,
-            "threads": machine.threads,
-            "device": machine.device.type,
+            **place(machine),
             "recipe": recipe.name,
             "seed": seed,
             "epochs": recipe.epochs,
@@ -107,8 +100,7 @@ class Trainer:
             "clock_seconds": watch.seconds,
             "cold_seconds": cold,
             "wall_seconds": time.perf_counter() - began,
-            "step": ("compiled, " if self.options.compile else "")
-            + ("CUDA graph" if getattr(self.step, "fits", False) else "operation by operation"),
+            "step": "CUDA graph" if getattr(self.step, "fits", False) else "operation by operation",
         }
 
     def _whiten(self) -> None:
@@ -196,7 +188,6 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--device", default="auto")
     options.add_argument("--precision", default="auto")
     options.add_argument("--eager", action="store_true", help="no CUDA graph")
-    options.add_argument("--compile", action="store_true", help="compile the network as well")
     options.add_argument("--toy", action="store_true", help="the whole way at a tiny size, to test it")
 
 

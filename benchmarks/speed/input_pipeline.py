@@ -17,15 +17,11 @@ from collections.abc import Iterable
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import parser, random_images, record, seconds_in_turn
+from benchmarks.measure import assignment_step, parser, random_images, record, seconds_in_turn
 from firstlight.data.batches import Batches
 from firstlight.data.images import ImageSet
 from firstlight.machine.machine import choose
-from firstlight.machine.streams import seeded
 from firstlight.recipes import named
-from firstlight.training.loop import train_step
-from firstlight.training.objective import Objective
-from firstlight.training.state import TrainState
 
 WORKERS = 2
 
@@ -76,10 +72,7 @@ def main() -> None:
     size = recipe.batch_size
     ours = Batches(images, size, recipe.augment, seed=0, machine=machine)
     course = DataLoader(PerImage(images), size, shuffle=True, num_workers=WORKERS, drop_last=True)
-    with seeded(0, "weights"):
-        state = TrainState.create(recipe.model(10), recipe.optimizer, machine)
-    batch = next(ours.epoch(0))
-    step = {"step": lambda: train_step(state, *batch, 0.01, Objective(), machine)}
+    step = {"step": assignment_step(machine)}
     step_seconds = statistics.median(seconds_in_turn(step, 3, wait=machine.synchronise)["step"])
 
     # Workers are started in each pass, as in every epoch of the course.
@@ -87,24 +80,16 @@ def main() -> None:
     seconds = seconds_in_turn(passes, arguments.rounds)
     count = size * len(ours)
     fast, slow = (count / statistics.median(times) for times in seconds.values())
-    share = size / fast / step_seconds
-    baseline = f"albumentations {version} in a DataLoader with {WORKERS} workers"
-    print(f"on {machine.hardware}, torch {torch.__version__}; {baseline}")
-    for name, times in seconds.items():
-        each = ", ".join(f"{count / one:,.0f}" for one in times)
-        print(f"{name:8}{count / statistics.median(times):10,.0f} images/s   (each round: {each})")
-    print(f"ratio   {fast / slow:10.1f}")
-    print(f"share of a training step of {step_seconds:.2f} s ({machine.precision}): {share:.2%}")
-    if arguments.record:
-        record(
-            __file__,
-            machine,
-            images_per_second=round(fast),
-            baseline=baseline,
-            baseline_images_per_second=round(slow),
-            ratio=round(fast / slow, 1),
-            step_share=round(share, 5),
-        )
+    record(
+        __file__,
+        machine,
+        keep=arguments.record,
+        images_per_second=round(fast),
+        baseline=f"albumentations {version} in a DataLoader with {WORKERS} workers",
+        baseline_images_per_second=round(slow),
+        ratio=round(fast / slow, 1),
+        step_share=round(size / fast / step_seconds, 5),
+    )
 
 
 if __name__ == "__main__":

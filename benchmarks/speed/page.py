@@ -46,22 +46,17 @@ def main() -> None:
     page, write = arguments.run / "report.html", {"page": lambda: in_own_process(write_page, arguments.run)}
     seconds = statistics.median(seconds_in_turn(write, arguments.rounds, warm_up=0)["page"])
     paint = statistics.median(first_paint(page, chromium) for _ in range(arguments.rounds))
-    megabytes = page.stat().st_size / 1e6
-    print(
-        f"{page}: written with all figures in {seconds:.1f} s, Python's start included; {megabytes:.2f} MB;"
-    )
-    print(f"first contentful paint after {paint:.0f} ms (medians of {arguments.rounds})")
-    if arguments.record:
-        from firstlight.machine.machine import choose
+    from firstlight.machine.machine import choose
 
-        record(
-            __file__,
-            choose("cpu", "fp32"),
-            write_seconds=round(seconds, 1),
-            megabytes=round(megabytes, 2),
-            first_paint_ms=round(paint),
-            note=f"the page of {arguments.run.name}",
-        )
+    record(
+        __file__,
+        choose("cpu", "fp32"),
+        keep=arguments.record,
+        write_seconds=round(seconds, 1),
+        megabytes=round(page.stat().st_size / 1e6, 2),
+        first_paint_ms=round(paint),
+        note=f"the page of {arguments.run.name}",
+    )
 
 
 if __name__ == "__main__":

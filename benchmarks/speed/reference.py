@@ -26,12 +26,7 @@ BATCH = 512
 STEPS = 24 * (EPOCH // BATCH)
 """Steps of the assignment: 24 epochs, of which each drops its last short batch."""
 WARM_UP = 3
-UNITS = {
-    "step_seconds": "seconds a step",
-    "import_seconds": "seconds to import",
-    "first_step_seconds": "seconds to the end of the first step",
-    "peak_gigabytes": "gigabytes of memory at most",
-}
+UNITS = ("step_seconds", "import_seconds", "first_step_seconds", "peak_gigabytes")
 
 
 def stock() -> tuple[Callable[[], object], float]:
@@ -104,12 +99,7 @@ def measure(loop: str, steps: int, started: float) -> dict[str, list[float]]:
     first_step_seconds = time.time() - started
     seconds = seconds_in_turn({loop: step}, steps, warm_up=WARM_UP - 1)[loop]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-    return {
-        "step_seconds": seconds,
-        "import_seconds": [import_seconds],
-        "first_step_seconds": [first_step_seconds],
-        "peak_gigabytes": [peak],
-    }
+    return dict(zip(UNITS, (seconds, [import_seconds], [first_step_seconds], [peak]), strict=True))
 
 
 def main() -> None:
@@ -123,46 +113,34 @@ def main() -> None:
 
     machine, kernels = choose("cpu", "bf16"), load().words  # compiled now, so that no measurement pays for it
     results: dict[str, dict[str, list[float]]] = {loop: {unit: [] for unit in UNITS} for loop in LOOPS}
-    for number in range(arguments.rounds):
+    for _ in range(arguments.rounds):
         for loop in LOOPS:
             plain = {"FIRSTLIGHT_KERNELS": "plain"} if loop == "stock" else {}
             result = in_own_process(measure, loop, arguments.steps, time.time(), **plain)
             for unit, values in result.items():
                 results[loop][unit] += values
-            step = statistics.median(result["step_seconds"])
-            print(f"round {number + 1}, {loop}: {step:.3f} s a step", flush=True)
     medians = {
         loop: {unit: statistics.median(units[unit]) for unit in UNITS} for loop, units in results.items()
     }
     stock_step, our_step = (medians[loop]["step_seconds"] for loop in LOOPS)
     r, training = stock_step * EPOCH / BATCH, STEPS * our_step
-
-    print(f"\non {machine.hardware}, {machine.threads} threads; {kernels}\n")
-    print(f"| | {' | '.join(LOOPS)} |\n|---|---|---|")
-    for unit, words in UNITS.items():
-        print(f"| {words} | {' | '.join(f'{medians[loop][unit]:.3g}' for loop in LOOPS)} |")
-    print(f"| images a second | {BATCH / stock_step:.0f} | {BATCH / our_step:.0f} |")
-    print(f"\nR, 50,000 images with the stock loop: {r:.0f} s")
-    print(f"Firstlight is {stock_step / our_step:.2f} times as fast;")
-    print(f"24 epochs of the assignment ({STEPS} steps): {training:.0f} s = {training / r:.2f} R")
-    if arguments.record:
-        record(
-            __file__,
-            machine,
-            images_per_second=round(BATCH / our_step),
-            baseline="the stock loop in bf16 autocast, channels-last",
-            baseline_images_per_second=round(BATCH / stock_step),
-            ratio=round(stock_step / our_step, 2),
-            r_seconds=round(r, 1),
-            assignment_r=round(training / r, 2),
-            note=kernels,
-            **{
-                f"{prefix}{unit}": round(medians[loop][unit], 3)
-                for prefix, loop in (("", "firstlight"), ("baseline_", "stock"))
-                for unit in UNITS
-                if unit != "step_seconds"
-            },
-        )
+    record(
+        __file__,
+        machine,
+        keep=arguments.record,
+        images_per_second=round(BATCH / our_step),
+        baseline="the stock loop in bf16 autocast, channels-last",
+        baseline_images_per_second=round(BATCH / stock_step),
+        ratio=round(stock_step / our_step, 2),
+        r_seconds=round(r, 1),
+        assignment_r=round(training / r, 2),
+        note=kernels,
+        **{
+            f"{prefix}{unit}": round(medians[loop][unit], 3)
+            for prefix, loop in (("", "firstlight"), ("baseline_", "stock"))
+            for unit in UNITS[1:]
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -64,12 +64,9 @@ def main() -> None:
         for name, (precision, kernels) in PATHS.items()
     }
     means = {name: windows(values) for name, values in results.items()}
-    print(f"| steps | {' | '.join(PATHS)} |\n|---|{'---|' * len(PATHS)}")
-    for start, row in zip(range(0, steps, WINDOW), zip(*means.values(), strict=True), strict=True):
-        print(f"| {start + 1}–{start + WINDOW} | {' | '.join(f'{mean:.4f}' for mean in row)} |")
     plain = means["fp32"]
     off = {name: max(abs(a / b - 1) for a, b in zip(means[name], plain, strict=True)) for name in PATHS}
-    print("\nfurthest from fp32: " + "; ".join(f"{name} {off[name]:.2%}" for name in list(PATHS)[1:]))
+    print("furthest from fp32: " + "; ".join(f"{name} {off[name]:.2%}" for name in list(PATHS)[1:]))
     if arguments.record:
         kept = {"batch_size": arguments.batch_size, "tolerance": TOLERANCE, "window": WINDOW}
         text = json.dumps({**kept, "off": off, "losses": results}) + "\n"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from firstlight.jobs.train import train
+from firstlight.machine.machine import Machine
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,11 @@ def rows_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], list[dict
 
     def redirect(module: ModuleType) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        monkeypatch.setattr(module, "record", lambda script, machine, **values: rows.append(values))
+
+        def record(script: str, machine: Machine, *, keep: bool = True, **values: Any) -> None:
+            rows.extend([values] * keep)
+
+        monkeypatch.setattr(module, "record", record)
         return rows
 
     return redirect

@@ -22,10 +22,9 @@ from firstlight.training.state import TrainState, capture
 HERE = ["--toy", "--device", "cpu", "--precision", "fp32"]
 
 
-def test_the_whole_way_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_way_at_toy_size(tmp_path: Path) -> None:
     kept = tmp_path / "rows.csv"
     gpu.main([*HERE, "shapes.demo", "--runs", "3", "--seed", "5", "--record", "--results", str(kept)])
-    output = capsys.readouterr().out
     *runs, medians = read_rows(kept)
     assert [(row["seed"], row["start"]) for row in runs] == [("5", "cold"), ("6", "warm"), ("7", "warm")]
     assert [bool(row["cold_seconds"]) for row in runs] == [True, False, False]
@@ -34,12 +33,10 @@ def test_the_whole_way_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture
         parts = float(row["train_seconds"]) + float(row["tta_seconds"])
         assert 0 < parts == pytest.approx(float(row["clock_seconds"]))
         assert float(row["test_low_95"]) <= float(row["test_accuracy"]) <= float(row["test_high_95"])
-        assert f"seed {row['seed']}, {row['start']}: " in output
     assert float(runs[0]["cold_seconds"]) > float(runs[0]["clock_seconds"])
     warm = sorted(float(row["clock_seconds"]) for row in runs[1:])
     assert float(medians["clock_seconds"]) == pytest.approx(sum(warm) / 2)
     assert medians["test_accuracy"] == "" and medians["note"] == "medians of 2 warm runs"
-    assert all(words in output for words in ("n = 3", "without TTA", "cold  ", "warm  "))
 
 
 STUB = '''
@@ -60,9 +57,7 @@ def train94(run):
 '''
 
 
-def test_it_measures_against_airbench_in_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_measures_against_airbench_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "airbench.py").write_text(STUB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     kept = tmp_path / "rows.csv"
@@ -75,7 +70,6 @@ def test_it_measures_against_airbench_in_turn(
         assert (row["baseline"], row["baseline_clock_seconds"]) == ("airbench 0.1.8, train94", "250.5")
         assert (row["baseline_test_accuracy"], row["baseline_test_accuracy_tta"]) == ("0.93", "0.9401")
     assert float(medians["ratio"]) == pytest.approx(250.5 / float(runs[1]["clock_seconds"]))
-    assert "times as fast" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -16,8 +16,8 @@ from firstlight.insight.gradcam import METHODS
 from firstlight.record.record import ENVIRONMENT
 
 
-def spot(row: int, column: int, *, side: int = 4) -> Tensor:
-    heat = torch.zeros(side, side)
+def spot(row: int, column: int) -> Tensor:
+    heat = torch.zeros(4, 4)
     heat[row, column] = 1
     return heat
 
@@ -30,12 +30,9 @@ def test_a_map_hits_where_its_maximum_lies_on_the_object() -> None:
     maps = torch.stack([spot(2, 1), spot(1, 2), plateau, torch.zeros(4, 4), spot(2, 1)])
     # Smoothed, the maximum is the middle of its place: four pixels, of which the last mask lacks one.
     assert pointing.hits(maps, masks).tolist() == pytest.approx([1, 0, 0.5, 16 / 256, 0.75])
-
-
-def test_a_maximum_in_a_corner_reaches_the_border() -> None:
-    masks = torch.zeros(1, 16, 16, dtype=torch.bool)
-    masks[0, :3, :1] = True  # two of the four pixels
-    assert pointing.hits(spot(0, 0)[None], masks).tolist() == [0.5]
+    corner = torch.zeros(1, 16, 16, dtype=torch.bool)
+    corner[0, :3, :1] = True  # a maximum in a corner reaches the border: two of its four pixels
+    assert pointing.hits(spot(0, 0)[None], corner).tolist() == [0.5]
 
 
 def test_the_centre_is_the_middle_pixels() -> None:
@@ -82,40 +79,24 @@ def test_a_network_that_looks_at_the_object_hits_it_and_one_without_evidence_is_
     assert (plain.count, plain.off_centre_count) == (3, 2)
     assert plain.centre == pytest.approx(1 / 3) and plain.chance == pytest.approx(blind.hits)
     assert plain.off_centre_chance == pytest.approx(16 / 256)
+    covered = torch.ones(2, 16, 16, dtype=torch.bool)
+    assert pointing.baseline(labels[:2], covered).off_centre_chance is None
+    assert pointing.score(Bright(), images[:2], labels[:2], covered, "grid").off_centre is None
 
 
-def test_without_an_object_off_centre_nothing_is_said_of_such() -> None:
-    masks = torch.ones(2, 16, 16, dtype=torch.bool)
-    labels = torch.tensor([0, 1])
-    assert pointing.baseline(labels, masks).off_centre_chance is None
-    assert pointing.score(Bright(), torch.ones(2, 1, 16, 16), labels, masks, "grid").off_centre is None
-
-
-def test_a_run_is_scored_from_its_folder_alone(
-    run: Path, rows_of: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_scored_from_its_folder_alone(run: Path, rows_of: Any) -> None:
     rows = rows_of(pointing)
-    pointing.main([str(run), "--random", "2", "--record"])
-    output = capsys.readouterr().out
-    predicted = json.loads((run / "summary.json").read_text())["test_accuracy"] * 120
-    assert output.startswith(
-        f"Objects of 100 % of their usual size. {round(predicted)} of 120 test images are classified rightly"
-    )
-    assert [(row["endpoint"], row["grid"]) for row in rows] == [
-        ("layer1", "16×16"),
-        ("layer2", "8×8"),
-        ("layer3", "4×4"),
+    grids = {"layer1": "16×16", "layer2": "8×8", "layer3": "4×4", "prep": "32×32"}
+    pointing.main([str(run), "--random", "2", "--endpoints", *grids, "--methods", *METHODS, "--record"])
+    assert [(row["method"], row["endpoint"], row["grid"]) for row in rows] == [
+        (method, *grid) for method in METHODS for grid in grids.items()
     ]
+    right = round(json.loads((run / "summary.json").read_text())["test_accuracy"] * 120)
     for row in rows:
-        assert f"| gradcam | {row['endpoint']} | {row['grid']} | " in output
-        assert (row["method"], row["object_size"]) == ("gradcam", 100)
-        assert row["recipe"] == "shapes.demo" and "test_accuracy" not in row
+        assert row["note"].startswith(f"pointing game on {right} test images")
+        assert (row["object_size"], row["test_images"], row["recipe"]) == (100, 120, "shapes.demo")
         assert 0 < row["pointing_chance"] < row["pointing_centre"] < 1
         assert all(0 <= row[f"pointing_{of}"] <= 1 for of in ("random", "off_centre", "empty"))
-    rows.clear()
-    pointing.main([str(run), "--random", "1", "--endpoints", "prep", "--methods", *METHODS])
-    output = capsys.readouterr().out
-    assert rows == [] and "| gradcam | prep | 32×32 |" in output and "| layercam | prep | 32×32 |" in output
 
 
 def test_other_images_than_the_runs_are_not_scored(run: Path, tmp_path: Path) -> None:

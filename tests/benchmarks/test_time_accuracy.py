@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,13 +30,13 @@ def row(accuracy: float, tta: float, seconds: float, **changed: Any) -> dict[str
     return {key: str(value) for key, value in {**made, **changed}.items()}
 
 
-def tables(*runs: dict[str, str], reference: tuple[tuple[float, str], ...] = ()) -> Any:
+def tables(*runs: dict[str, str], reference: tuple[tuple[float, str], ...] = ((200, CPU),)) -> Any:
     """Return tables of runs, and of the yardstick's seconds and hardware."""
     rows = [{"hardware": hardware, "r_seconds": str(seconds)} for seconds, hardware in reference]
-    return {"runs": list(runs), "reference": rows}
+    return {"runs": list(runs), "gpu": [], "reference": rows}
 
 
-def test_seeds_become_two_points_with_their_interval() -> None:
+def test_runs_become_two_points_with_their_interval() -> None:
     rows = [row(0.93, 0.94, 900, tta_seconds=10), row(0.94, 0.95, 1100), row(0.941, 0.946, 1000)]
     plain, augmented = picture.our_points(tables(*rows))
     assert (plain.name, plain.kind, plain.tta, augmented.tta) == ("cifar10.assignment", "ours", False, True)
@@ -46,11 +45,8 @@ def test_seeds_become_two_points_with_their_interval() -> None:
     assert plain.seconds == pytest.approx(1000) and augmented.seconds == pytest.approx(1000 + 10 / 3)
     assert augmented.accuracy == pytest.approx((0.94 + 0.95 + 0.946) / 3)
     assert plain.detail == "24 epochs, n = 3"
-
-
-def test_one_seed_has_the_interval_over_images_without_tta_alone() -> None:
-    plain, augmented = picture.our_points(tables(row(0.94, 0.95, 900)))
-    assert plain.interval == (pytest.approx(0.935), pytest.approx(0.945))
+    plain, augmented = picture.our_points(tables(rows[1]))
+    assert plain.interval == (pytest.approx(0.935), pytest.approx(0.945)), "over images, without TTA alone"
     assert (augmented.interval, plain.detail) == (None, "24 epochs, one seed")
 
 
@@ -63,7 +59,7 @@ def test_recipes_epochs_and_hardware_are_told_apart_and_other_data_is_left_out()
         row(0.99, 0.99, 30, recipe="shapes.demo"),
         {"recipe": "cifar10.fast", "hardware": GPU, "test_accuracy": "", "clock_seconds": "2"},
     ]
-    points = picture.our_points(tables(*rows, reference=((200, CPU),)))
+    points = picture.our_points(tables(*rows))
     assert [(point.name, point.detail) for point in points if not point.tta] == [
         ("cifar10.assignment", "24 epochs, one seed"),
         ("cifar10.assignment", "10 epochs, one seed"),
@@ -79,17 +75,17 @@ def test_the_larger_group_of_found_and_given_rates_stands_at_a_tie_the_newer() -
 
 
 def test_the_cold_run_counts_for_accuracy_and_not_for_time() -> None:
-    gpu = {"hardware": GPU, "device": "cuda"}
+    home, gpu = row(0.94, 0.95, 900), {"hardware": GPU, "device": "cuda"}
     rows = [row(0.93, 0.94, 9, start="cold", **gpu), row(0.95, 0.96, 3, start="warm", **gpu)]
-    plain, _ = picture.our_points(tables(*rows))
+    plain = picture.our_points(tables(home, *rows))[2]
     assert plain.seconds == 3 and plain.accuracy == pytest.approx(0.94)
-    assert picture.our_points(tables(*rows[:1]))[0].seconds == 9
+    assert picture.our_points(tables(home, rows[0]))[2].seconds == 9
 
 
 def test_the_stock_loop_takes_24_r_at_the_assignments_accuracy_on_the_same_hardware() -> None:
     rows = [row(0.94, 0.95, 900), row(0.90, 0.91, 1, hardware=GPU, device="cuda")]
     rows += [row(0.92, 0.93, 300, recipe="cifar10.fast")]
-    reference: tuple[tuple[float, str], ...] = ((100, CPU), (200, CPU))
+    reference = (100.0, CPU), (200.0, CPU)
     both = tables(*rows, reference=reference)
     plain, augmented = picture.stock_points(both)
     assert (plain.seconds, augmented.seconds) == (4800, 4800), "the newest row counts"
@@ -104,14 +100,6 @@ def test_the_stock_loop_takes_24_r_at_the_assignments_accuracy_on_the_same_hardw
     named = [point for point in more if point.name == "cifar10.fast_plus"]
     assert [point.seconds for point in named] == [300, 300], "what only another CPU trained"
     assert {point.detail for point in named} == {"24 epochs, one seed, Intel Xeon, 6.0 R there"}
-    assert picture.stock_points(tables(*rows)) == [] == picture.stock_points(tables(reference=((50, CPU),)))
-
-
-def test_published_figures_name_their_hardware_and_source() -> None:
-    for point in picture.PUBLISHED:
-        assert point.kind == "published" and point.detail and point.source
-        assert point.seconds > 0 and 0.9 < point.accuracy < 1
-    assert picture.points(tables()) == list(picture.PUBLISHED)
 
 
 def marks(sheet: Any) -> list[tuple[float, float, bool]]:
@@ -120,36 +108,22 @@ def marks(sheet: Any) -> list[tuple[float, float, bool]]:
     return [(*line.get_xydata()[0], line.get_markerfacecolor() == line.get_color()) for line in lines]
 
 
-def test_every_point_is_drawn_filled_without_tta_and_named() -> None:
-    rows = [row(0.93, 0.94, 900), row(0.94, 0.95, 1100), row(0.92, 0.941, 300, recipe="cifar10.fast")]
-    everything = tables(*rows, reference=((220, CPU),))
-    shown = picture.points(everything)
-    sheet = picture.time_accuracy(shown, picture.yardstick(everything))
+def test_the_published_picture_shows_every_point_and_words_hide_no_mark_and_no_other_words() -> None:
+    published = read_tables()
+    shown, measured = picture.points(published), picture.yardstick(published)
+    sheet = picture.time_accuracy(shown, measured)
+    axes = sheet.axes[0]
     assert marks(sheet) == [
         (pytest.approx(point.seconds), pytest.approx(100 * point.accuracy), not point.tta) for point in shown
     ]
-    text = "\n".join(each.get_text() for each in (*sheet.texts, *sheet.axes[0].texts))
+    text = "\n".join(each.get_text() for each in (*sheet.texts, *axes.texts))
     assert all(point.name in text and point.detail in text for point in shown)
-    assert "220 s" in text and CPU in text and "24 R" in text
-    low, high = sheet.axes[0].get_ylim()
+    assert f"{measured[0]}: {measured[1]:.0f} s" in text and "24 R" in text
+    low, high = axes.get_ylim()
     ends = [100 * end for point in shown for end in point.interval or (point.accuracy,)]
     assert low <= min(ends) and max(ends) <= high
-
-
-def test_without_rows_the_published_figures_are_drawn_alone(tmp_path: Path) -> None:
-    sheet = picture.time_accuracy(picture.points(tables()), None)
-    assert len(marks(sheet)) == len(picture.PUBLISHED)
-    assert not any("stock" in text.get_text().lower() for text in sheet.texts)
-
-
-def test_on_the_published_picture_words_hide_no_mark_and_no_other_words(tmp_path: Path) -> None:
-    published = read_tables()
-    sheet = picture.time_accuracy(picture.points(published), picture.yardstick(published))
-    axes = sheet.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:index]), axes.texts[index]
         for seconds, percent, _ in marks(sheet):
             assert not box.contains(*axes.transData.transform((seconds, percent)))
-    picture.main(["--out", str(tmp_path / "drawn.png")])
-    assert (tmp_path / "drawn.png").read_bytes()[:4] == b"\x89PNG"
