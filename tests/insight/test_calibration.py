@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from fractions import Fraction
 
 import pytest
 import torch
@@ -16,10 +15,8 @@ from firstlight.machine.streams import stream
 
 def rows_of(confidences: list[float], classes: int = 4) -> torch.Tensor:
     """Rows whose first class has these probabilities, and shares the rest among the others."""
-    first = torch.tensor(confidences)
-    rows = ((1 - first) / (classes - 1))[:, None].repeat(1, classes)
-    rows[:, 0] = first
-    return rows
+    first = torch.tensor(confidences)[:, None]
+    return torch.cat([first, ((1 - first) / (classes - 1)).repeat(1, classes - 1)], 1)
 
 
 def test_calibration_of_a_few_images_worked_by_hand() -> None:
@@ -29,9 +26,7 @@ def test_calibration_of_a_few_images_worked_by_hand() -> None:
     assert (high.low, high.high, high.count) == (0.5, 1, 3)
     assert high.confidence == pytest.approx(0.8) and high.accuracy == pytest.approx(2 / 3)
     assert result.error == pytest.approx((1 * 0.5 + 3 * (0.8 - 2 / 3)) / 4)
-
-
-def test_the_error_is_0_where_confidence_is_accuracy_and_1_where_all_that_is_certain_is_wrong() -> None:
+    # Confidence is accuracy; all that is certain is wrong.
     assert calibration(torch.tensor([0, 0, 0, 1]), rows_of([0.75] * 4)).error == pytest.approx(0, abs=1e-7)
     assert calibration(torch.tensor([1, 2]), rows_of([1.0, 1.0])).error == pytest.approx(1)
 
@@ -42,23 +37,18 @@ def test_calibration_is_what_sorting_by_hand_gives(bins: int) -> None:
     rows = torch.softmax(3 * torch.randn(200, 4, generator=generator), 1)
     labels = torch.randint(0, 4, (200,), generator=generator)
     result = calibration(labels, rows, bins)
-    # An edge that fp32 cannot hold is the nearest number that it can.
-    edges = [float(torch.tensor(Fraction(n, bins).__float__(), dtype=torch.float32)) for n in range(bins + 1)]
-    members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
-    for row, label in zip(rows, labels.tolist(), strict=True):
-        confidence = float(row.max())
-        (number,) = (n for n in range(bins) if edges[n] < confidence <= edges[n + 1])
-        members[number].append((confidence, int(row.argmax()) == label))
+    confidences, right = rows.amax(1), rows.argmax(1) == labels
+    edges = torch.tensor([number / bins for number in range(bins + 1)])  # the nearest that fp32 can hold
     error = 0.0
-    for each, inside in zip(result.bins, members, strict=True):
-        assert each.count == len(inside)
-        if not inside:
+    for each, low, high in zip(result.bins, edges[:-1], edges[1:], strict=True):
+        inside = (confidences > low) & (confidences <= high)
+        assert each.count == int(inside.sum())
+        if not each.count:
             assert each.confidence is None and each.accuracy is None
             continue
-        confidence = sum(c for c, _ in inside) / len(inside)
-        accuracy = sum(right for _, right in inside) / len(inside)
+        confidence, accuracy = float(confidences[inside].mean()), float(right[inside].float().mean())
         assert (each.confidence, each.accuracy) == (pytest.approx(confidence), pytest.approx(accuracy))
-        error += len(inside) / 200 * abs(accuracy - confidence)
+        error += each.count / 200 * abs(accuracy - confidence)
     assert result.error == pytest.approx(error)
 
 
@@ -69,14 +59,11 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
     assert all(below.high == above.low for below, above in itertools.pairwise(bins))
 
 
-def test_an_evaluation_has_its_own_calibration() -> None:
+def test_an_evaluation_has_its_own_and_without_image_or_bin_there_is_none() -> None:
     labels, rows = torch.tensor([0, 0, 1]), rows_of([0.5, 0.7, 0.9])
     evaluation = Evaluation(tuple("abcd"), labels, rows, ["", "", ""])
     assert evaluation.calibration(4) == calibration(labels, rows, 4)
     assert len(evaluation.calibration().bins) == 15
-
-
-def test_no_image_and_no_bin_are_bad_input() -> None:
     with pytest.raises(InputError, match="no image"):
         calibration(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
     with pytest.raises(InputError, match="at least 1 bin"):

@@ -26,23 +26,16 @@ def with_changes(fixed: int, broken: int, wrong: int, right: int) -> Comparison:
 
 def test_which_images_were_fixed_and_broken_and_are_still_wrong() -> None:
     labels = [0, 1, 2, 0, 1, 2]
-    comparison = compare(
-        evaluation(labels, [1, 1, 2, 2, 1, 0], "first/"), evaluation(labels, [0, 2, 2, 0, 1, 1], "second/")
-    )
-    assert (comparison.fixed.tolist(), comparison.broken.tolist(), comparison.still_wrong.tolist()) == (
-        [0, 3],
-        [1],
-        [5],
-    )
+    first = evaluation(labels, [1, 1, 2, 2, 1, 0], "first/")
+    comparison = compare(first, evaluation(labels, [0, 2, 2, 0, 1, 1], "second/"))
+    assert (comparison.fixed.tolist(), comparison.broken.tolist()) == ([0, 3], [1])
+    assert comparison.still_wrong.tolist() == [5]
     assert comparison.fixed.dtype == torch.int64
     assert comparison.difference == pytest.approx(1 / 6)
     # An image is named by the evaluation that has it wrong, whose run keeps its name.
     changes = (Change(0, "first/0", 0, 1, 0), Change(1, "second/1", 1, 1, 2), Change(3, "first/3", 0, 2, 0))
-    assert (
-        comparison.changes() == changes
-        and comparison.changes(2) == changes[:2]
-        and comparison.changes(0) == ()
-    )
+    assert comparison.changes() == changes
+    assert (comparison.changes(2), comparison.changes(0)) == (changes[:2], ())
     assert [change.fixed for change in changes] == [True, False, True]
 
 
@@ -52,11 +45,8 @@ def test_it_says_that_a_difference_is_noise() -> None:
     words = str(comparison)
     assert words.startswith("no difference beyond noise: 91.00% and 91.50% of 1,000 images are right")
     assert "a difference of +0.50 points" in words and "p = 0.59" in words
-    assert (
-        "30 images fixed (wrong in the first" in words
-        and "25 broken" in words
-        and "60 wrong in both" in words
-    )
+    assert "30 images fixed (wrong in the first" in words
+    assert "25 broken" in words and "60 wrong in both" in words
     assert len(words.splitlines()) == 2
     same = with_changes(fixed=0, broken=0, wrong=2, right=8)
     assert (same.p_value, same.difference, same.differs) == (1.0, 0.0, False) and "+0.00 points" in str(same)

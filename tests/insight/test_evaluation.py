@@ -33,17 +33,13 @@ def test_numbers_of_a_small_evaluation() -> None:
     assert result.interval == wilson_interval(2, 4)
     assert result.confusion.tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]], "true rows, predicted columns"
     assert math.isfinite(evaluation([[0.0, 1.0]], [0]).loss), "of a probability of zero"
-
-
-def test_mistakes_come_worst_first_and_ties_in_order() -> None:
+    # Mistakes come worst first, and ties in order.
     rows = [[0.4, 0.6], [0.1, 0.9], [0.4, 0.6], [0.9, 0.1], [0.3, 0.7]]
     assert evaluation(rows, [0, 0, 0, 0, 0]).mistakes.tolist() == [1, 4, 0, 2]
 
 
 def with_predictions(labels: list[int], predictions: list[int], classes: int) -> Evaluation:
-    rows = torch.full((len(labels), classes), 0.1)
-    rows[torch.arange(len(labels)), torch.tensor(predictions)] = 0.9
-    return evaluation(rows.tolist(), labels)
+    return evaluation(torch.eye(classes)[predictions].tolist(), labels)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -130,12 +126,11 @@ def test_a_lower_precision_gives_nearly_the_same() -> None:
     images, model = image_set(12), TinyNet()
     result = evaluate(model, images, replace(CPU, precision="bf16"))
     assert result.probabilities.dtype == torch.float32
-    torch.testing.assert_close(
-        result.probabilities, evaluate(model, images, CPU).probabilities, rtol=0, atol=0.02
-    )
+    exact = evaluate(model, images, CPU).probabilities
+    torch.testing.assert_close(result.probabilities, exact, rtol=0, atol=0.02)
 
 
-def test_evaluation_leaves_the_model_as_it_was() -> None:
+def test_evaluation_leaves_the_model_as_it_was_and_so_does_an_error() -> None:
     model, before = TinyNet().train(), global_random_states()
     model.norm.eval()
     weights = digest(model.state_dict().values())
@@ -144,13 +139,7 @@ def test_evaluation_leaves_the_model_as_it_was() -> None:
     assert digest(model.state_dict().values()) == weights
     assert all(parameter.grad is None for parameter in model.parameters())
     assert global_random_states() == before
-
-
-def test_inference_ends_with_an_error_too() -> None:
-    model = TinyNet().train()
     with pytest.raises(ZeroDivisionError), inference(model):
-        assert not model.training
-        assert not torch.is_grad_enabled()
+        assert not (model.training or torch.is_grad_enabled())
         raise ZeroDivisionError
-    assert model.training
-    assert torch.is_grad_enabled()
+    assert model.training and torch.is_grad_enabled()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from firstlight.data.augment import normalise
+from firstlight.data.shapes import Shapes
 from firstlight.errors import InputError
 from firstlight.insight.gradcam import METHODS, default_endpoint, gradcam, gradcam_pair
 from firstlight.machine.streams import seeded, stream
@@ -20,7 +22,7 @@ from firstlight.models.custom_resnet import CustomResNet
 class Looked(nn.Module):
     """Two convolutions with a ReLU between them that may overwrite what the first endpoint gave."""
 
-    def __init__(self, *, inplace: bool) -> None:
+    def __init__(self, *, inplace: bool = False) -> None:
         super().__init__()
         with seeded(0, "looked"):
             self.first = nn.Conv2d(3, 5, 3, padding=1)
@@ -51,14 +53,13 @@ OTHERS = torch.tensor([1, 3, 0, 0, 3])
 
 def by_hand(images: Tensor, targets: Tensor, *, by_place: bool = False) -> Tensor:
     """Return Grad-CAM at `first`, one image at a time; LayerCAM where the weights are those of each place."""
-    model = Looked(inplace=False).eval()
+    model = Looked().eval()
     maps = []
     for image, target in zip(images, targets.tolist(), strict=True):
         features = model.first(image[None]).detach().requires_grad_()
         model.tail(features.clone())[0, target].backward()
         assert features.grad is not None
-        gradient = features.grad[0]
-        weights = gradient.clamp_min(0) if by_place else gradient.mean(dim=(1, 2), keepdim=True)
+        weights = features.grad[0].clamp_min(0) if by_place else features.grad[0].mean((1, 2), keepdim=True)
         maps.append((weights * features.detach()[0]).sum(0).clamp_min(0))
     return torch.stack(maps)
 
@@ -129,8 +130,7 @@ def test_it_leaves_the_model_as_it_was(frozen: bool) -> None:
     assert digest(model.state_dict().values()) == kept
     assert (model.linear.weight.grad == 7).all()
     assert [name for name, weight in model.named_parameters() if weight.grad is not None] == ["linear.weight"]
-    assert not images.requires_grad and torch.equal(images, noise(5))
-    assert not found.maps.requires_grad
+    assert not (images.requires_grad or found.maps.requires_grad) and torch.equal(images, noise(5))
     assert not any(module._forward_hooks for module in model.modules())
     assert global_random_states() == before
 
@@ -138,7 +138,7 @@ def test_it_leaves_the_model_as_it_was(frozen: bool) -> None:
 @pytest.mark.parametrize("place", ["first", "linear"])
 @pytest.mark.parametrize("enabled", [False, True])
 def test_hooks_modes_and_gradients_are_as_before_after_an_error(place: str, enabled: bool) -> None:
-    model = Looked(inplace=False).train()
+    model = Looked().train()
     setattr(model, place, nn.Linear(1, 1))  # fails ahead of the endpoint, or behind it
     with torch.set_grad_enabled(enabled):
         with pytest.raises(RuntimeError):
@@ -149,20 +149,11 @@ def test_hooks_modes_and_gradients_are_as_before_after_an_error(place: str, enab
     assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_it_also_works_where_gradients_are_off(mode: Any) -> None:
-    model = Looked(inplace=False)
-    with mode():
-        found = gradcam(model, noise(5), TARGETS, "first")
-        assert not torch.is_grad_enabled()
-    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
-
-
 class Overwriting(Looked):
     """An endpoint hands on what it was given, which is overwritten once the endpoint has been passed."""
 
     def __init__(self) -> None:
-        super().__init__(inplace=False)
+        super().__init__()
         self.through = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -175,11 +166,6 @@ class Overwriting(Looked):
         return {"through": self.through}
 
 
-def test_it_holds_to_what_the_endpoint_gave_where_that_is_overwritten_from_below() -> None:
-    found = gradcam(Overwriting(), noise(5), TARGETS, "through")
-    torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
-
-
 class Checkpointed(Looked):
     """Runs its tail again in the backward pass, instead of keeping what it needs of it."""
 
@@ -187,10 +173,17 @@ class Checkpointed(Looked):
         return checkpoint(self.tail, self.first(images), use_reentrant=False)  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_checkpointed_network_is_in_evaluation_also_when_it_runs_again(frozen: bool) -> None:
-    model = Checkpointed(inplace=False).train().requires_grad_(not frozen)
-    found = gradcam(model, noise(5), TARGETS, "first")
+@pytest.mark.parametrize("network", [Looked, Overwriting, Checkpointed])
+def test_it_equals_the_paper_for_every_network_also_where_gradients_are_off(
+    network: type[Looked], frozen: bool, mode: Any
+) -> None:
+    model = network().train().requires_grad_(not frozen)
+    with mode():
+        enabled = torch.is_grad_enabled()
+        found = gradcam(model, noise(5), TARGETS, next(iter(model.endpoints())))
+        assert torch.is_grad_enabled() is enabled
     assert model.training and model.drop.training
     torch.testing.assert_close(found.maps, by_hand(noise(5), TARGETS), rtol=1e-4, atol=1e-7)
 
@@ -209,23 +202,23 @@ class Aside(Looked):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("endpoint", ["first", "never"])
 def test_an_endpoint_that_the_logits_do_not_depend_on_is_named(frozen: bool, endpoint: str) -> None:
-    model = Aside(inplace=False).requires_grad_(not frozen)
+    model = Aside().requires_grad_(not frozen)
     with pytest.raises(InputError, match=f"do not depend on the endpoint '{endpoint}'"):
         gradcam(model, noise(5), TARGETS, endpoint)
 
 
-def test_the_custom_resnet_is_looked_at_where_its_grid_is_8_wide() -> None:
+def test_by_default_the_deepest_endpoint_at_least_7_wide_is_looked_at() -> None:
+    for side, endpoint in ((14, "second"), (12, "first"), (6, "first")):
+        assert default_endpoint(Looked(inplace=True), noise(1, side)) == endpoint
+    assert default_endpoint(TinyNet(), noise(1)) == "norm", "of the children that have a grid"
     with seeded(0):
-        model = CustomResNet(10, width=2)
-    images = noise(2, 32)
-    assert default_endpoint(model, images[:1]) == "layer2"
-    found = gradcam(model, images, torch.tensor([3, 5]))
+        found = gradcam(CustomResNet(10, width=2), noise(2, 32), torch.tensor([3, 5]))
     assert (found.endpoint, tuple(found.maps.shape)) == ("layer2", (2, 8, 8))
-
-
-@pytest.mark.parametrize(("side", "endpoint"), [(14, "second"), (12, "first"), (6, "first")])
-def test_by_default_the_deepest_endpoint_at_least_7_wide_is_looked_at(side: int, endpoint: str) -> None:
-    assert default_endpoint(Looked(inplace=True), noise(1, side)) == endpoint
+    with pytest.raises(InputError, match="'linear' has no grid"):
+        gradcam(TinyNet(), noise(5), TARGETS, "linear")
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4))
+    with pytest.raises(InputError, match="no endpoint of Sequential has a grid"):
+        gradcam(flat, noise(5), TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -242,16 +235,30 @@ def test_by_default_the_deepest_endpoint_at_least_7_wide_is_looked_at(side: int,
 def test_what_does_not_fit_is_bad_input(arguments: dict[str, Any], message: str, hint: str) -> None:
     given = {"targets": TARGETS, "endpoint": "first"} | arguments
     with pytest.raises(InputError, match=message) as caught:
-        gradcam(Looked(inplace=False), noise(5), **given)
+        gradcam(Looked(), noise(5), **given)
     assert hint in caught.value.hint
     with pytest.raises(InputError, match=message):
-        gradcam_pair(Looked(inplace=False), noise(5), TARGETS, given.pop("targets"), **given)
+        gradcam_pair(Looked(), noise(5), TARGETS, given.pop("targets"), **given)
 
 
-def test_an_own_network_is_looked_at_where_a_child_has_a_grid() -> None:
-    assert default_endpoint(TinyNet(), noise(1)) == "norm"
-    with pytest.raises(InputError, match="'linear' has no grid"):
-        gradcam(TinyNet(), noise(5), TARGETS, "linear")
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4))
-    with pytest.raises(InputError, match="no endpoint of Sequential has a grid"):
-        gradcam(flat, noise(5), TARGETS)
+def test_both_classes_agree_with_captum_at_every_endpoint() -> None:
+    captum = pytest.importorskip("captum.attr", reason="captum is not installed: pip install captum")
+    drawn = Shapes(train=24, test=1).load()[0]
+    images, true = normalise(drawn.images, drawn.mean, drawn.std), drawn.labels
+    with seeded(0, "captum"):
+        model = CustomResNet(10, width=8)
+    with torch.no_grad():
+        for _ in range(60):  # until its running statistics are of these images: its maps are then not tiny
+            model.train()(images)
+        predicted = model.eval()(images).argmax(1)
+    assert (predicted != true).any() and list(model.endpoints()) == ["prep", "layer1", "layer2", "layer3"]
+    for endpoint, layer in model.endpoints().items():
+        pair = gradcam_pair(model, images, predicted, true, endpoint, batch_size=10)
+        for found, targets in zip(pair, (predicted, true), strict=True):
+            theirs = captum.LayerGradCam(model, layer).attribute(images, targets, relu_attributions=True)
+            expected = theirs.detach()[:, 0]
+            for maps in (found.maps, gradcam(model, images, targets, endpoint).maps):
+                assert maps.shape == expected.shape
+                # Of the largest value as well, lest small maps agree whatever they show.
+                apart = float((maps - expected).abs().max())
+                assert apart <= 1e-5 * min(1.0, float(expected.max())), endpoint

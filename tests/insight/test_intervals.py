@@ -40,10 +40,8 @@ def test_what_has_no_interval_is_refused() -> None:
             student_quantile(degrees, inside)
 
 
-@pytest.mark.parametrize(
-    ("right", "count", "z"),
-    [(9420, 10000, 1.959964), (3, 7, 1.0), (1, 500, 2.575829), (8, 10, 1.959964), (10, 10, 1.959964)],
-)
+@pytest.mark.parametrize(("right", "count"), [(9420, 10000), (3, 7), (1, 500), (10, 10)])
+@pytest.mark.parametrize("z", [1.0, 1.959964, 2.575829])
 def test_wilson_interval_ends_where_the_score_test_does(right: int, count: int, z: float) -> None:
     for end in wilson_interval(right, count, z):
         reach = z * math.sqrt(end * (1 - end) / count)
@@ -63,17 +61,15 @@ def test_p_value_is_the_share_of_coin_tosses_at_least_as_uneven(fixed: int, brok
 def test_p_value_of_thousands_is_exact(fixed: int, broken: int) -> None:
     total = fixed + broken
     tail = sum(math.comb(total, number) for number in range(min(fixed, broken) + 1))
-    assert mcnemar(fixed, broken) == pytest.approx(
-        float(min(Fraction(1), Fraction(2 * tail, 2**total))), rel=1e-9
-    )
+    exact = float(min(Fraction(1), Fraction(2 * tail, 2**total)))
+    assert mcnemar(fixed, broken) == pytest.approx(exact, rel=1e-9)
     assert mcnemar(fixed, broken) == mcnemar(broken, fixed)
     assert mcnemar(100_000, 0) == 0.0, "beyond the range of fp64"
 
 
-@pytest.mark.parametrize(
-    ("fixed", "broken", "count"), [(12, 2, 50), (0, 0, 40), (7, 7, 14), (300, 200, 10_000)]
-)
-def test_interval_is_walds_after_half_an_image_more_in_each_cell(fixed: int, broken: int, count: int) -> None:
+@pytest.mark.parametrize("images", [(12, 2, 50), (0, 0, 40), (7, 7, 14), (300, 200, 10_000)])
+def test_interval_is_walds_after_half_an_image_more_in_each_cell(images: tuple[int, int, int]) -> None:
+    fixed, broken, count = images
     cells = {1: fixed + 0.5, -1: broken + 0.5, 0: count - fixed - broken + 1.0}
     size = sum(cells.values())
     mean = sum(value * weight for value, weight in cells.items()) / size

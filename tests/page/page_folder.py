@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tiny import random_images
 
 from firstlight.data.images import ImageSet
 from firstlight.insight.evaluation import Evaluation
@@ -39,6 +40,10 @@ ENVIRONMENT = {
 COUNT = 400
 
 
+def epoch(n: int) -> Epoch:
+    return Epoch(n, 5 * n, 0.1 / n, 2.0 / n, 0.3 * n, 100.0, 3.0 * n, None, None, 2.1 / n, 0.28 * n)
+
+
 def make_run(path: Path) -> Evaluation:
     """Fill a folder and return the answers of its network, which are drawn at random."""
     recipe = named("shapes.demo").over(3).replace(width=2)
@@ -46,33 +51,21 @@ def make_run(path: Path) -> Evaluation:
     assert facts is not None
     classes = (EVIL, '"quoted" & </script><script>alert(2)</script>', *facts.classes[2:])
     draw = torch.Generator().manual_seed(0)
-    images = ImageSet(
-        images=torch.randint(256, (COUNT, 3, 32, 32), dtype=torch.uint8, generator=draw),
-        labels=torch.arange(COUNT) % len(classes),
-        classes=classes,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        names=[f"photos/{EVIL}/\"{index}'.png" for index in range(COUNT)],
-    )
+    labels, mean, std = torch.arange(COUNT) % len(classes), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    names = [f"photos/{EVIL}/\"{index}'.png" for index in range(COUNT)]
+    images = ImageSet(random_images(COUNT, 3, 32, 32), labels, classes, mean, std, names)
     scores = torch.randn(COUNT, len(classes), generator=draw)
-    scores[torch.arange(COUNT), images.labels] += 1.5
-    plain, averaged = (
-        Evaluation(classes, images.labels, scores.softmax(1), images.names, tta) for tta in (False, True)
-    )
-    samples = {"images": images.images[:3], "labels": images.labels[:3]}
+    scores[torch.arange(COUNT), labels] += 1.5
+    plain, averaged = (Evaluation(classes, labels, scores.softmax(1), names, tta) for tta in (False, True))
+    samples = {"images": images.images[:3], "labels": labels[:3]}
     for number, part in enumerate(recipe.augment):
         samples[f"draws_{number}"] = part.sample(torch.arange(3), 32, 32, lambda _: draw, 0)
     data = {"classes": classes, "shape": [3, 32, 32], "mean": images.mean, "std": images.std}
-    finding = LRFinding(
-        (0.1, 0.2, 0.4), (2.0, 1.0, 2.5), (2.0, 1.1, 2.4), 0.2, 0.1, "so", f"so {EVIL}", 165.0
-    )
+    rates, losses, smoothed = (0.1, 0.2, 0.4), (2.0, 1.0, 2.5), (2.0, 1.1, 2.4)
+    finding = LRFinding(rates, losses, smoothed, 0.2, 0.1, "so", f"so {EVIL}", 165.0)
     record = Record(RunFolder(path))
     record.begin(recipe, finding, {**ENVIRONMENT, "data": data}, samples)
-    epochs = (
-        Epoch(n, 5 * n, 0.1 / n, 2.0 / n, 0.3 * n, 100.0, 3.0 * n, None, None, 2.1 / n, 0.28 * n)
-        for n in (1, 2, 3)
-    )
-    record.write_history(History(tuple(epochs)))
+    record.write_history(History(tuple(map(epoch, (1, 2, 3)))))
     record.write_evaluation(plain, averaged, images)
     record.write_summary(SUMMARY)
     with seeded(0, "weights"):

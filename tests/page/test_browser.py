@@ -18,9 +18,7 @@ from firstlight.record.record import Record
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("no Chromium here: on Debian, apt-get install chromium", allow_module_level=True)
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-)
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright, which is not here")
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +37,17 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def watch(tab: Any) -> list[str]:
-    """Return a list that fills with whatever a tab says or asks for."""
-    heard: list[str] = []
-    tab.on("console", lambda message: heard.append(f"console: {message.text}"))
-    tab.on("pageerror", lambda error: heard.append(f"error: {error}"))
-    tab.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    tab.on("request", lambda request: heard.append(f"request: {request.url[:60]}"))
-    return heard
-
-
 @pytest.fixture
 def page(browser: Any, written: tuple[Path, Evaluation]) -> Iterator[Any]:
     """Open the page; in the end nothing may have been said, asked for or gone wrong."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    tab = context.new_page()
-    heard = watch(tab)
+    tab, heard = context.new_page(), list[str]()
+    tab.on("console", lambda message: heard.append(f"console: {message.text}"))
+    tab.on("pageerror", lambda error: heard.append(f"error: {error}"))
+    tab.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    tab.on("request", lambda request: heard.append(f"request: {request.url[:60]}"))
     tab.goto(written[0].as_uri())
-    tab.wait_for_selector("html.ready")
-    tab.wait_for_selector("#gallery li")
+    tab.wait_for_selector("html.ready #gallery li")
     yield tab
     context.close()
     assert [words for words in heard if not words.startswith(("request: file:", "request: data:"))] == []
@@ -67,10 +57,8 @@ def shown(tab: Any) -> list[int]:
     """Return the places in the test set of the images that the gallery shows, in their order."""
     while tab.locator("#more").is_visible():
         tab.locator("#more").click()
-    return [
-        int(card)
-        for card in tab.locator("#gallery button").evaluate_all("all => all.map(one => one.dataset.index)")
-    ]
+    cards = tab.locator("#gallery button")
+    return list(map(int, cards.evaluate_all("all => all.map(one => one.dataset.index)")))
 
 
 def test_a_cell_shows_exactly_its_images(page: Any, written: tuple[Path, Evaluation]) -> None:
@@ -82,24 +70,18 @@ def test_a_cell_shows_exactly_its_images(page: Any, written: tuple[Path, Evaluat
         cell = page.locator(f'#matrix button[data-true="{truth}"][data-predicted="{predicted}"]')
         assert cell.inner_text() == str(int(table[truth, predicted]))
         cell.click()
-        expected = [
-            i
-            for i in evaluation.mistakes.tolist()
-            if (evaluation.labels[i], evaluation.predictions[i]) == (truth, predicted)
-        ]
+        both = (evaluation.labels == truth) & (evaluation.predictions == predicted)
+        expected = [i for i in evaluation.mistakes.tolist() if both[i]]
         assert shown(page) == expected
         assert cell.get_attribute("aria-pressed") == "true"
         assert page.locator("#extent").inner_text().startswith(f"{len(expected)} mistakes")
-
-
-def test_a_cell_of_the_diagonal_shows_right_answers(page: Any, written: tuple[Path, Evaluation]) -> None:
-    evaluation = written[1]
+    # A cell of the diagonal shows right answers.
     page.locator('#matrix button[data-true="3"][data-predicted="3"]').click()
     right = ((evaluation.labels == 3) & (evaluation.predictions == 3)).nonzero().flatten().tolist()
     assert sorted(shown(page)) == right[:30]
 
 
-def test_sorting(page: Any, written: tuple[Path, Evaluation]) -> None:
+def test_sorting_filters_and_search(page: Any, written: tuple[Path, Evaluation]) -> None:
     evaluation = written[1]
     wrong = evaluation.mistakes.tolist()
     assert shown(page) == wrong
@@ -109,11 +91,7 @@ def test_sorting(page: Any, written: tuple[Path, Evaluation]) -> None:
         keys = [key(i) for i in shown(page)]
         assert sorted(shown(page)) == sorted(wrong)
         assert all(float(one) <= float(other) + 2e-4 for one, other in itertools.pairwise(keys))
-
-
-def test_filters_and_search(page: Any, written: tuple[Path, Evaluation]) -> None:
-    evaluation = written[1]
-    wrong = evaluation.mistakes.tolist()
+    page.locator("button[type=reset]").click()
     page.locator("[name=truth]").select_option("0")
     assert shown(page) == [i for i in wrong if evaluation.labels[i] == 0]
     page.locator("[name=predicted]").select_option("2")
@@ -131,15 +109,13 @@ def test_filters_and_search(page: Any, written: tuple[Path, Evaluation]) -> None
 
 def test_enlarging_by_mouse_and_by_keyboard(page: Any, written: tuple[Path, Evaluation]) -> None:
     evaluation = written[1]
-    wrong = evaluation.mistakes.tolist()
-    dialog = page.locator("#enlarged")
+    wrong, classes = evaluation.mistakes.tolist(), evaluation.classes
+    dialog, facts = page.locator("#enlarged"), page.locator("#enlarged-facts")
     page.locator("#gallery button").nth(2).click()
     assert dialog.is_visible()
-    facts = page.locator("#enlarged-facts").inner_text()
-    predicted, truth = (
-        evaluation.classes[int(classes[wrong[2]])] for classes in (evaluation.predictions, evaluation.labels)
-    )
-    assert f"#{wrong[2]} " in facts and f"Predicted: {predicted}" in facts and f"true: {truth}" in facts
+    predicted, truth = classes[evaluation.predictions[wrong[2]]], classes[evaluation.labels[wrong[2]]]
+    for words in (f"#{wrong[2]} ", f"Predicted: {predicted}", f"true: {truth}"):
+        assert words in facts.inner_text()
     page.locator("#close").click()
     assert not dialog.is_visible()
 
@@ -147,9 +123,9 @@ def test_enlarging_by_mouse_and_by_keyboard(page: Any, written: tuple[Path, Eval
     page.keyboard.press("Enter")
     assert dialog.is_visible() and page.locator("#previous").is_disabled()
     page.keyboard.press("ArrowRight")
-    assert f"#{wrong[1]} " in page.locator("#enlarged-facts").inner_text()
+    assert f"#{wrong[1]} " in facts.inner_text()
     page.keyboard.press("ArrowLeft")
-    assert f"#{wrong[0]} " in page.locator("#enlarged-facts").inner_text()
+    assert f"#{wrong[0]} " in facts.inner_text()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
@@ -199,40 +175,28 @@ def test_values_are_read_off_by_pointer_and_by_keyboard(page: Any) -> None:
 
 def test_the_table_of_classes_sorts(page: Any, written: tuple[Path, Evaluation]) -> None:
     scores = written[1].per_class
-    rows = "#classes tbody tr th"
-    page.locator("#classes th button", has_text="Recall").click()
-    rising = page.locator(rows).all_inner_texts()
     recalls = {score.name: round(score.recall, 6) for score in scores}
-    assert [recalls[name] for name in rising] == sorted(recalls.values())
-    page.locator("#classes th button", has_text="Recall").click()
-    assert [recalls[name] for name in page.locator(rows).all_inner_texts()] == sorted(
-        recalls.values(), reverse=True
-    )
+    for falling in (False, True):
+        page.locator("#classes th button", has_text="Recall").click()
+        names = page.locator("#classes tbody tr th").all_inner_texts()
+        assert [recalls[name] for name in names] == sorted(recalls.values(), reverse=falling)
     assert page.locator("#classes th[aria-sort=descending]").count() == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_everyone_can_use_it(browser: Any, written: tuple[Path, Evaluation], scheme: str, width: int) -> None:
-    axe_playwright = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-    )
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     # The policy of the page would keep axe out as well; it is switched off in this test alone.
-    context = browser.new_context(
-        bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800}
-    )
-    tab = context.new_page()
+    size = {"width": width, "height": 800}
+    tab = browser.new_page(bypass_csp=True, color_scheme=scheme, viewport=size)
     tab.goto(written[0].as_uri())
     tab.wait_for_selector("#gallery li")
     assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     for opened in (False, True):
         if opened:
             tab.locator("#gallery button").first.click()
-        found = axe_playwright.Axe().run(tab).response["violations"]
-        serious = [
-            (each["id"], each["nodes"][0]["html"])
-            for each in found
-            if each["impact"] in ("serious", "critical")
-        ]
-        assert serious == []
-    context.close()
+        found = axe.run(tab).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in serious] == []
+    tab.close()
