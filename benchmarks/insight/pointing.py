@@ -20,7 +20,6 @@ import itertools
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,30 +38,8 @@ from firstlight.run import Run
 ENDPOINTS = ("layer1", "layer2", "layer3")
 
 
-@dataclass(frozen=True)
-class Score:
-    """How often the maps of one network hit, as fractions. error: the standard error of `hits`.
-
-    off_centre: the same of the images whose object does not cover the centre; None where there is none.
-    empty: the fraction of maps without evidence.
-    """
-
-    grid: str
-    hits: float
-    error: float
-    off_centre: float | None
-    empty: float
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What needs no map: how often the centre hits, and how much of an image the objects cover."""
-
-    count: int
-    centre: float
-    chance: float
-    off_centre_count: int
-    off_centre_chance: float | None
+Figures = dict[str, float | None]
+"""Columns of a row, as fractions; off_centre is None where every object covers the centre."""
 
 
 def hits(maps: Tensor, masks: Tensor) -> Tensor:
@@ -88,36 +65,32 @@ def over_classes(values: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def score(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    masks: Tensor,
-    endpoint: str,
-    method: str = "gradcam",
-) -> Score:
-    """Play the game with the maps of the true classes of normalised images."""
+    model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, endpoint: str, method: str = "gradcam"
+) -> tuple[str, Figures]:
+    """Play the game with the maps of the true classes of normalised images; return the grid and how it went.
+
+    pointing_error: the standard error of the hits. pointing_empty: the share of maps without evidence.
+    """
     heat = gradcam(model, images, labels, endpoint, method=method)
     hit, off = hits(heat.maps, masks), centre_hits(masks) == 0
     mean, error = over_classes(hit, labels)
-    return Score(
-        "×".join(map(str, heat.maps.shape[1:])),
-        mean,
-        error,
-        over_classes(hit[off], labels[off])[0] if off.any() else None,
-        float(heat.empty.double().mean()),
-    )
+    return "×".join(map(str, heat.maps.shape[1:])), {
+        "pointing": mean,
+        "pointing_error": error,
+        "pointing_off_centre": over_classes(hit[off], labels[off])[0] if off.any() else None,
+        "pointing_empty": float(heat.empty.double().mean()),
+    }
 
 
-def baseline(labels: Tensor, masks: Tensor) -> Baseline:
+def baseline(labels: Tensor, masks: Tensor) -> Figures:
+    """Return what needs no map: how often the centre hits, and how much of an image the objects cover."""
     covered, middle = masks.double().mean(dim=(1, 2)), centre_hits(masks)
     off = middle == 0
-    return Baseline(
-        len(labels),
-        over_classes(middle, labels)[0],
-        over_classes(covered, labels)[0],
-        int(off.sum()),
-        over_classes(covered[off], labels[off])[0] if off.any() else None,
-    )
+    return {
+        "pointing_centre": over_classes(middle, labels)[0],
+        "pointing_chance": over_classes(covered, labels)[0],
+        "pointing_off_centre_chance": over_classes(covered[off], labels[off])[0] if off.any() else None,
+    }
 
 
 def rightly_classified(run: Run) -> tuple[Tensor, ImageSet]:
@@ -133,11 +106,6 @@ def rightly_classified(run: Run) -> tuple[Tensor, ImageSet]:
     return normalise(chosen.images, test.mean, test.std), chosen
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
-
-
 def main(words: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("run", type=Path)
@@ -150,26 +118,20 @@ def main(words: Sequence[str] | None = None) -> None:
     images, chosen = rightly_classified(run)
     masks, labels = chosen.masks, chosen.labels
     assert masks is not None and isinstance(run.recipe.data, Shapes)
-    plain = baseline(labels, masks)
+    plain, off_centre = baseline(labels, masks), int((centre_hits(masks) == 0).sum())
     networks = []
     for number in range(arguments.random):
         with seeded(number, "random weights"):
             networks.append(run.recipe.model(len(chosen.classes), chosen.shape[0]))
     for method, endpoint in itertools.product(arguments.methods, arguments.endpoints):
-        trained = score(run.model, images, labels, masks, endpoint, method)
-        random = [score(network, images, labels, masks, endpoint, method) for network in networks]
-        random_hits = [each.hits for each in random]
-        figures = {
-            "pointing": trained.hits,
-            "pointing_error": trained.error,
-            "pointing_centre": plain.centre,
-            "pointing_chance": plain.chance,
-            "pointing_random": statistics.mean(random_hits),
-            "pointing_random_sd": statistics.stdev(random_hits) if len(random) > 1 else None,
-            "pointing_off_centre": trained.off_centre,
-            "pointing_off_centre_chance": plain.off_centre_chance,
-            "pointing_off_centre_random": mean_of([each.off_centre for each in random]),
-            "pointing_empty": trained.empty,
+        grid, figures = score(run.model, images, labels, masks, endpoint, method)
+        random = [score(network, images, labels, masks, endpoint, method)[1] for network in networks]
+        every = [float(one["pointing"] or 0) for one in random]
+        off = [value for one in random if (value := one["pointing_off_centre"]) is not None]
+        figures |= {
+            "pointing_random": statistics.mean(every),
+            "pointing_random_sd": statistics.stdev(every) if len(every) > 1 else None,
+            "pointing_off_centre_random": statistics.mean(off) if off else None,
         }
         record(
             __file__,
@@ -180,14 +142,14 @@ def main(words: Sequence[str] | None = None) -> None:
             epochs=run.recipe.epochs,
             peak_lr=run.summary.peak_lr,
             min_lr=run.summary.min_lr,
-            note=f"pointing game on {plain.count} test images classified rightly, "
-            f"{plain.off_centre_count} of them off centre; {arguments.random} random networks",
+            note=f"pointing game on {len(labels)} test images classified rightly, "
+            f"{off_centre} of them off centre; {arguments.random} random networks",
             test_images=len(run.evaluation.labels),
             object_size=run.recipe.data.object_size,
             method=method,
             endpoint=endpoint,
-            grid=trained.grid,
-            **{name: None if value is None else round(value, 4) for name, value in figures.items()},
+            grid=grid,
+            **{name: None if value is None else round(value, 4) for name, value in (plain | figures).items()},
         )
 
 

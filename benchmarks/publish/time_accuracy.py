@@ -1,6 +1,6 @@
 """Draw docs/pictures/time_accuracy.png: test accuracy on CIFAR-10 against training time, from the rows.
 
-    python -m benchmarks.publish.time_accuracy [--out PICTURE]
+    python -m benchmarks.publish.time_accuracy
 
 Ours are means over the seeds of a recipe, on GPUs and on the CPU that trained `cifar10.assignment`. A recipe
 that only another CPU has trained stands at its seconds there, with its R in words. The stock loop is not
@@ -15,7 +15,6 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -210,13 +209,10 @@ def _explain(sheet: style.Sheet, measured: tuple[str, float]) -> None:
     sheet.write(LEFT, TOP + DOWN + 0.5, "\n".join(lines), size=style.SMALL, color=style.MUTED)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("--out", type=Path, default=PICTURE)
-    arguments = options.parse_args(words)
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     tables = read_tables()
-    arguments.out.write_bytes(style.to_png(time_accuracy(points(tables), yardstick(tables))))
-    print(arguments.out)
+    PICTURE.write_bytes(style.to_png(time_accuracy(points(tables), yardstick(tables))))
 
 
 if __name__ == "__main__":

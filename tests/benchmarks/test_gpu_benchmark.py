@@ -13,7 +13,6 @@ from benchmarks.measure import read_rows
 from benchmarks.speed import gpu, gpu_worker
 from firstlight.data.augment import FlipLR
 from firstlight.data.batches import Batches
-from firstlight.recipes import RECIPES, named
 from firstlight.training.loop import fit
 from firstlight.training.optimizers import SGD, Adam, Muon, OptimizerSpec
 from firstlight.training.schedule import Cycle
@@ -70,15 +69,6 @@ def test_it_measures_against_airbench_in_turn(tmp_path: Path, monkeypatch: pytes
         assert (row["baseline"], row["baseline_clock_seconds"]) == ("airbench 0.1.8, train94", "250.5")
         assert (row["baseline_test_accuracy"], row["baseline_test_accuracy_tta"]) == ("0.93", "0.9401")
     assert float(medians["ratio"]) == pytest.approx(250.5 / float(runs[1]["clock_seconds"]))
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_has_a_toy_size(name: str) -> None:
-    recipe = gpu_worker.toy(named(name))
-    train, test = recipe.data.load(None)
-    assert (len(train), len(test)) == (60, 40) and recipe.epochs == 2
-    assert recipe.schedule.peak_lr is not None and recipe.schedule.min_lr is not None
-    assert recipe.optimizer == named(name).optimizer and recipe.augment == named(name).augment
 
 
 def test_wrong_words_end_at_once(tmp_path: Path) -> None:

@@ -70,18 +70,17 @@ def test_a_network_that_looks_at_the_object_hits_it_and_one_without_evidence_is_
     masks[0, :4, 8:12] = masks[1, 12:, :4] = masks[2, 7:9, 7:9] = True
     images = masks[:, None].float()
     labels = torch.zeros(3, dtype=torch.int64)
-    score = pointing.score(Bright(), images[:2], labels[:2], masks[:2], "grid")
-    assert (score.grid, score.hits, score.off_centre, score.empty) == ("4×4", 1, 1, 0)
-    blind = pointing.score(Bright(), images, labels + 1, masks, "grid")
-    assert blind.empty == 1
-    assert blind.hits == pytest.approx(float(masks.double().mean()))
+    grid, seen = pointing.score(Bright(), images[:2], labels[:2], masks[:2], "grid")
+    assert (grid, seen["pointing"], seen["pointing_off_centre"], seen["pointing_empty"]) == ("4×4", 1, 1, 0)
+    _, blind = pointing.score(Bright(), images, labels + 1, masks, "grid")
+    assert blind["pointing_empty"] == 1
+    assert blind["pointing"] == pytest.approx(float(masks.double().mean()))
     plain = pointing.baseline(labels, masks)
-    assert (plain.count, plain.off_centre_count) == (3, 2)
-    assert plain.centre == pytest.approx(1 / 3) and plain.chance == pytest.approx(blind.hits)
-    assert plain.off_centre_chance == pytest.approx(16 / 256)
+    expected = [1 / 3, blind["pointing"], 16 / 256]  # the centre, chance, chance off the centre
+    assert list(plain.values()) == pytest.approx(expected)
     covered = torch.ones(2, 16, 16, dtype=torch.bool)
-    assert pointing.baseline(labels[:2], covered).off_centre_chance is None
-    assert pointing.score(Bright(), images[:2], labels[:2], covered, "grid").off_centre is None
+    assert pointing.baseline(labels[:2], covered)["pointing_off_centre_chance"] is None
+    assert pointing.score(Bright(), images[:2], labels[:2], covered, "grid")[1]["pointing_off_centre"] is None
 
 
 def test_a_run_is_scored_from_its_folder_alone(run: Path, rows_of: Any) -> None:
