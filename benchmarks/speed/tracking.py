@@ -1,6 +1,6 @@
 """Do the fast paths learn the same? Losses of 200 steps in fp32, in torch's bf16, and compiled.
 
-    python -m benchmarks.speed.tracking --data-dir DIR [--steps 200] [--batch-size 128] [--record]
+    python -m benchmarks.speed.tracking --data-dir DIR [--record]
 
 The same weights, batches and rates of the assignment in each, one process a path. Single losses of two
 roundings of the same arithmetic drift apart, as training amplifies every difference; what has to agree is
@@ -22,27 +22,27 @@ PATHS = {
     "bf16, torch": ("bf16", "plain"),
     "bf16, compiled": ("bf16", ""),
 }
-WINDOW = 20
+STEPS, WINDOW, BATCH = 200, 20, 128
 TOLERANCE = 0.03
 
 
-def losses(precision: str, data_dir: Path, steps: int, batch_size: int) -> list[float]:
+def losses(precision: str, data_dir: Path) -> list[float]:
     """Train in this process, and return the loss of each step."""
     from firstlight.jobs.job import Job
     from firstlight.recipes import resolve
     from firstlight.training.loop import train_step
     from firstlight.training.state import TrainState
 
-    recipe = resolve("cifar10.assignment", batch_size=batch_size, peak_lr=0.1, min_lr=0.004)
+    recipe = resolve("cifar10.assignment", batch_size=BATCH, peak_lr=0.1, min_lr=0.004)
     job = Job.prepare(recipe, data_dir, "cpu", precision)
     state = TrainState.create(job.model, recipe.optimizer, job.machine)
     state.model.train()
     # The rise of the rate, which takes five epochs, within these steps: where training is most easily upset.
     values = []
     for images, labels in job.batches.epoch(0):
-        lr = 0.004 + (0.1 - 0.004) * state.step / steps
+        lr = 0.004 + (0.1 - 0.004) * state.step / STEPS
         values.append(float(train_step(state, images, labels, lr, recipe.objective, job.machine)))
-        if state.step == steps:
+        if state.step == STEPS:
             return values
     raise SystemExit(f"an epoch has only {state.step} steps")
 
@@ -54,13 +54,9 @@ def windows(values: list[float]) -> list[float]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--data-dir", type=Path, required=True)
-    options.add_argument("--steps", type=int, default=200)
-    options.add_argument("--batch-size", type=int, default=128)
     arguments = options.parse_args()
-    steps = arguments.steps - arguments.steps % WINDOW
-    size = arguments.data_dir, steps, arguments.batch_size
     results: dict[str, list[float]] = {
-        name: in_own_process(losses, precision, *size, FIRSTLIGHT_KERNELS=kernels)
+        name: in_own_process(losses, precision, arguments.data_dir, FIRSTLIGHT_KERNELS=kernels)
         for name, (precision, kernels) in PATHS.items()
     }
     means = {name: windows(values) for name, values in results.items()}
@@ -68,7 +64,7 @@ def main() -> None:
     off = {name: max(abs(a / b - 1) for a, b in zip(means[name], plain, strict=True)) for name in PATHS}
     print("furthest from fp32: " + "; ".join(f"{name} {off[name]:.2%}" for name in list(PATHS)[1:]))
     if arguments.record:
-        kept = {"batch_size": arguments.batch_size, "tolerance": TOLERANCE, "window": WINDOW}
+        kept = {"batch_size": BATCH, "tolerance": TOLERANCE, "window": WINDOW}
         text = json.dumps({**kept, "off": off, "losses": results}) + "\n"
         Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")
     if max(off.values()) > TOLERANCE:
