@@ -35,6 +35,9 @@ from firstlight.training.schedule import Cycle
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+PARTS = (Crop(32, 4), FlipLR(), Cutout(8))
+EIGHT = random_images(8, 3, 32, 32)
+LONG = ("a name of a class that is far too long to be written out", "ok", "$x$ and $y$", "two\nlines")
 
 
 def a_history(epochs: int = 6, *, parts: tuple[str, ...] = ("validation", "test")) -> History:
@@ -50,16 +53,13 @@ def a_history(epochs: int = 6, *, parts: tuple[str, ...] = ("validation", "test"
 def a_finding(**changes: object) -> LRFinding:
     rates = np.geomspace(1e-4, 1.0, 60)
     losses = 2.3 - 0.6 * np.exp(-((np.log10(rates) + 1) ** 2)) + np.linspace(0, 1, 60) ** 12
-    finding = LRFinding(
-        rates=tuple(rates.tolist()),
-        losses=tuple((losses + 0.02 * np.sin(np.arange(60) * 2.7)).tolist()),
-        smoothed=tuple(losses.tolist()),
-        peak_lr=0.4,
-        min_lr=0.0018,
-        peak_because="the highest rate before half of the fall was lost again",
-        min_because="the rate at which the first tenth of that fall was reached",
-        seconds=3.0,
+    noisy = losses + 0.02 * np.sin(np.arange(60) * 2.7)
+    curves = (tuple(values.tolist()) for values in (rates, noisy, losses))
+    because = (
+        "the highest rate before half of the fall was lost",
+        "the rate at the first tenth of that fall",
     )
+    finding = LRFinding(*curves, 0.4, 0.0018, *because, 3.0)
     return dataclasses.replace(finding, **changes)  # type: ignore[arg-type]
 
 
@@ -71,7 +71,7 @@ def an_evaluation(classes: tuple[str, ...] = CLASSES, count: int = 120, sure: fl
     return Evaluation(classes, labels, logits.softmax(1), [f"#{index}" for index in range(count)])
 
 
-def some_samples(parts: tuple[Augmentation, ...], images: Tensor) -> dict[str, Tensor]:
+def some_samples(parts: tuple[Augmentation, ...], images: Tensor = EIGHT) -> dict[str, Tensor]:
     generator, (height, width) = torch.Generator().manual_seed(2), tuple(images.shape[2:])
     samples = {"images": images, "labels": torch.arange(len(images)) % len(CLASSES)}
     for number, part in enumerate(parts):
@@ -81,10 +81,6 @@ def some_samples(parts: tuple[Augmentation, ...], images: Tensor) -> dict[str, T
     return samples
 
 
-def pictures(count: int) -> Tensor:
-    return random_images(count, 3, 32, 32)
-
-
 def kept_images(evaluation: Evaluation, **shape: int) -> tuple[Tensor, Tensor]:
     """Return some images and their indices, in an order that is not that of the losses."""
     indices = evaluation.mistakes.flip(0)
@@ -92,13 +88,12 @@ def kept_images(evaluation: Evaluation, **shape: int) -> tuple[Tensor, Tensor]:
 
 
 def maps_of(evaluation: Evaluation, count: int, *, empty: tuple[int, ...] = ()) -> tuple[Heatmaps, Heatmaps]:
-    generator = torch.Generator().manual_seed(3)
     worst = evaluation.mistakes[:count]
-    predicted = torch.rand(len(worst), 8, 8, generator=generator)
-    true = 0.5 * torch.rand(len(worst), 8, 8, generator=generator)
-    true[list(empty)] = 0
-    labels = evaluation.predictions[worst], evaluation.labels[worst]
-    return Heatmaps("layer2", predicted, labels[0]), Heatmaps("layer2", true, labels[1])
+    predicted, true = torch.rand(2, len(worst), 8, 8, generator=torch.Generator().manual_seed(3))
+    true = (0.5 * true).index_fill(0, torch.tensor(empty, dtype=torch.int64), 0)
+    heat = ((predicted, evaluation.predictions), (true, evaluation.labels))
+    first, second = (Heatmaps("layer2", maps, labels[worst]) for maps, labels in heat)
+    return first, second
 
 
 def words_of(figure: Figure) -> list[str]:
@@ -116,10 +111,6 @@ def line(axes: Axes, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def as_array(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
-
-
-PARTS = (Crop(32, 4), FlipLR(), Cutout(8))
-LONG = ("a name of a class that is far too long to be written out", "ok", "$x$ and $y$", "two\nlines")
 
 
 def misclassified_of(evaluation: Evaluation, count: int = 24) -> Figure:
@@ -142,7 +133,7 @@ EVERY: dict[str, Callable[[], Figure]] = {
     "finder": lambda: lr_finder(a_finding()),
     "finder, rates at the ends": lambda: lr_finder(a_finding(min_lr=1e-4, peak_lr=1.0)),
     "finder, both rates equal": lambda: lr_finder(a_finding(min_lr=0.01, peak_lr=0.01)),
-    "augmentations": lambda: augmentations_of(some_samples(PARTS, pictures(8)), PARTS),
+    "augmentations": lambda: augmentations_of(some_samples(PARTS), PARTS),
     "confusion": lambda: confusion(an_evaluation()),
     "confusion of two": lambda: confusion(an_evaluation(("good", LONG[0]))),
     "confusion of awkward names": lambda: confusion(an_evaluation(LONG)),
@@ -158,7 +149,6 @@ EVERY: dict[str, Callable[[], Figure]] = {
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_is_cut_off_and_no_two_words_overlap(name: str) -> None:
     figure = EVERY[name]()
-    assert isinstance(figure, Figure)
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     # Tick labels beyond the limits of their axis are kept by matplotlib, but not drawn.
     undrawn = {
@@ -188,14 +178,11 @@ def test_a_figure_is_the_same_file_every_time_and_150_dots_an_inch_and_a_noteboo
     bundle, metadata = figure._repr_mimebundle_()  # type: ignore[attr-defined]
     assert bundle["image/png"] == to_png(figure)
     assert metadata["image/png"]["width"] == round(96 * across)
-
-
-def test_the_users_own_settings_change_nothing_and_are_left_alone() -> None:
-    plain = to_png(confusion(an_evaluation()))
+    # The user's own settings change nothing and are left alone.
     strange = {"font.size": 30.0, "axes.grid": False, "figure.facecolor": "black", "image.origin": "lower"}
     with matplotlib.rc_context(strange):
         before = dict(matplotlib.rcParams)
-        assert to_png(confusion(an_evaluation())) == plain
+        assert to_png(lr_finder(a_finding())) == to_png(figure)
         assert dict(matplotlib.rcParams) == before
 
 
@@ -206,7 +193,7 @@ def test_no_figure_needs_pyplot() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
-def test_learning_curves_are_the_history() -> None:
+def test_learning_curves_are_the_history_named_and_nothing_else() -> None:
     history = a_history(6)
     accuracy, loss, _ = learning_curves(history).axes
     pairs = itertools.product(((accuracy, "accuracy"), (loss, "loss")), ("train", "validation", "test"))
@@ -216,11 +203,8 @@ def test_learning_curves_are_the_history() -> None:
         assert values.tolist() == history.column(f"{part}_{what}")
         low, high = axes.get_ylim()
         assert low <= values.min() and values.max() <= high
-
-
-def test_learning_curves_name_what_was_measured_and_draw_nothing_else() -> None:
-    everything = words_of(learning_curves(a_history(6), label_smoothing=0.2))
-    assert f"test {a_history(6).epochs[-1].test_accuracy:.2%}" in everything
+    everything = words_of(learning_curves(history, label_smoothing=0.2))
+    assert f"test {history.epochs[-1].test_accuracy:.2%}" in everything
     assert any("label smoothing (0.2)" in words for words in everything)
     bare = learning_curves(a_history(4, parts=()))
     labels = {str(line.get_label()) for axes in bare.axes[:2] for line in axes.lines}
@@ -228,17 +212,14 @@ def test_learning_curves_name_what_was_measured_and_draw_nothing_else() -> None:
     assert not any("Test" in words or "smoothing" in words for words in words_of(bare))
 
 
-def test_an_epoch_that_was_not_scored_is_passed_over_and_the_others_are_marked() -> None:
+def test_an_epoch_that_was_not_scored_is_passed_over_and_the_rate_is_drawn_by_step_or_epoch() -> None:
     epochs = list(a_history(5))
     epochs[2] = dataclasses.replace(epochs[2], test_loss=None, test_accuracy=None)
     axes = learning_curves(History(tuple(epochs))).axes[0]
     measured, values = line(axes, "test")
     assert measured.tolist() == [1, 2, 4, 5] and np.isfinite(values).all()
     markers = {drawn.get_label(): drawn.get_marker() for drawn in axes.lines}
-    assert (markers["test"], markers["train"]) == ("o", "")
-
-
-def test_the_rate_is_drawn_for_each_step_or_for_each_epochs_last() -> None:
+    assert (markers["test"], markers["train"]) == ("o", ""), "what was scored is marked"
     schedule = Cycle(0.4, 0.004, 60, 19)
     epochs, rates = line(learning_curves(a_history(6), schedule).axes[2], "learning rate")
     assert rates.tolist() == [schedule(step) for step in range(60)]
@@ -248,7 +229,7 @@ def test_the_rate_is_drawn_for_each_step_or_for_each_epochs_last() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    samples, evaluation = some_samples(PARTS, pictures(2)), an_evaluation()
+    samples, evaluation = some_samples(PARTS), an_evaluation()
     del samples["draws_1"]
     with pytest.raises(InputError, match="no learning curves"):
         learning_curves(History())
@@ -277,8 +258,8 @@ def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
     assert low < min(finding.smoothed) and high > finding.smoothed[0]
 
 
-def test_augmentations_show_pixel_for_pixel_what_the_network_saw() -> None:
-    samples = some_samples(PARTS, pictures(5))
+def test_augmentations_show_pixel_for_pixel_what_the_network_saw_and_say_what_was_drawn() -> None:
+    samples = some_samples(PARTS, EIGHT[:2])
     cropped = PARTS[0].apply(samples["images"], samples["draws_0"])
     flipped = PARTS[1].apply(cropped, samples["draws_1"])
     cut, grey = flipped.clone(), torch.tensor([[[round(255 * mean)]] for mean in MEAN])
@@ -287,21 +268,15 @@ def test_augmentations_show_pixel_for_pixel_what_the_network_saw() -> None:
     expected = torch.cat([samples["images"], cropped, flipped, cut])
     for tile, image in zip(tiles_of(augmentations_of(samples, PARTS)), expected, strict=True):
         assert np.array_equal(tile, as_array(image))
-
-
-def test_augmentations_say_what_was_drawn() -> None:
-    samples = some_samples(PARTS, pictures(2))
     samples |= {"draws_0": torch.tensor([[3, 7], [0, 8]]), "draws_1": torch.tensor([[1], [0]])}
     words = set(words_of(augmentations_of(samples, PARTS)))
     assert {"top 3, left 7", "top 0, left 8", "flipped", "not flipped", "airplane", "automobile"} <= words
     assert {"Original", "Crop", "FlipLR", "Cutout", "padding reflect"} <= words
     assert caption(("angle",), [1]) == "angle 1"
     assert len(tiles_of(augmentations_of(samples, ()))) == 2
-
-
-def test_a_replayed_image_is_normalised_once_even_by_two_cutouts() -> None:
+    # A replayed image is normalised once, even by two cutouts.
     parts = (Cutout(4), Cutout(6))
-    samples = some_samples(parts, pictures(3))
+    samples = some_samples(parts)
     last = replay(samples, parts, MEAN, STD, CLASSES)[-1].images
     seen = normalise(samples["images"], MEAN, STD)
     for number, part in enumerate(parts):
@@ -315,8 +290,7 @@ def test_grey_images_of_any_size_are_shown_in_their_own_proportions(size: int) -
     images = random_images(2, 1, size, size)
     figure = augmentations(some_samples(parts, images), parts, (0.5,), (0.2,), CLASSES)
     first = tiles_of(figure)[0]
-    assert first.shape == (size, size, 3)
-    assert all(np.array_equal(first[..., channel], images[0, 0].numpy()) for channel in range(3))
+    assert np.array_equal(first, as_array(images[0].expand(3, size, size)))
     original, cropped = (axes.get_position().width for axes in (figure.axes[0], figure.axes[2]))
     assert cropped / original == pytest.approx((size - 4) / size)
     evaluation = an_evaluation()
@@ -348,15 +322,13 @@ def test_the_confusion_matrix_colours_mistakes_by_share_and_names_classes_and_re
     assert [word for word in words_of(figure) if word in recalls][:10] == recalls
     unseen = Evaluation(("a", "b", "c"), torch.tensor([0, 1]), torch.eye(3)[[1, 1]], ["#0", "#1"])
     assert "no images" in words_of(confusion(unseen))
+    for classes in (25, 26):
+        figure = confusion(an_evaluation(tuple(f"class {k}" for k in range(classes)), 200, 6.0))
+        assert bool(cells(figure)) is (classes == 25), "many classes leave the numbers out"
+        assert len(figure.axes[0].get_yticklabels()) == classes
 
 
-@pytest.mark.parametrize(("classes", "written"), [(25, True), (26, False)])
-def test_many_classes_leave_the_numbers_out(classes: int, written: bool) -> None:
-    figure = confusion(an_evaluation(tuple(f"class {k}" for k in range(classes)), 200, 6.0))
-    assert bool(cells(figure)) is written and len(figure.axes[0].get_yticklabels()) == classes
-
-
-def test_misclassified_shows_the_worst_first_each_with_its_own_image() -> None:
+def test_misclassified_shows_the_worst_first_each_with_its_own_image_if_it_was_kept() -> None:
     evaluation = an_evaluation(sure=1.5)
     images, indices = kept_images(evaluation)
     figure = misclassified(evaluation, images, indices, count=12)
@@ -366,17 +338,11 @@ def test_misclassified_shows_the_worst_first_each_with_its_own_image() -> None:
         label = int(evaluation.predictions[index])
         confidence = float(evaluation.probabilities[index, label])
         assert f"{CLASSES[label]} ({confidence:.0%})" in words and f"#{index}" in words
-
-
-def test_a_mistake_without_a_kept_image_is_passed_over() -> None:
-    evaluation = an_evaluation()
-    images, indices = kept_images(evaluation)
     others = indices != evaluation.mistakes[0]
     figure = misclassified(evaluation, images[others], indices[others], count=4)
     assert len(tiles_of(figure)) == 4 and f"#{evaluation.mistakes[0]}" not in words_of(figure)
-    assert "Images of the mistakes are not kept." in words_of(
-        misclassified(evaluation, images[:0], indices[:0])
-    )
+    none = misclassified(evaluation, images[:0], indices[:0])
+    assert "Images of the mistakes are not kept." in words_of(none)
 
 
 def test_no_mistakes_are_words_and_no_picture() -> None:
@@ -406,29 +372,23 @@ def test_gradcam_lays_both_maps_over_the_image_on_one_scale() -> None:
     assert any("layer2, 8×8" in words for words in words_of(figure))
 
 
-def test_a_map_without_evidence_is_words_and_no_picture() -> None:
+def test_no_evidence_is_words_or_leaves_a_pixel_grey_and_the_strongest_colours_it() -> None:
     figure = gradcam_of(an_evaluation(), 4, empty=(0, 2))
     assert words_of(figure).count("no positive\nevidence") == 2
     assert len(tiles_of(figure)) == 4 * 3 + 1 - 2
-
-
-def test_no_evidence_leaves_a_pixel_grey_and_the_strongest_colours_it() -> None:
     image = np.full((8, 8, 3), (200, 30, 90), dtype=np.uint8)
     without, most = overlay(image, torch.zeros(4, 4)), overlay(image, torch.ones(4, 4))
     assert (without == without[..., :1]).all()
     assert (most.max(-1).astype(int) - most.min(-1) > 50).all()
 
 
-def test_keep_apart_keeps_order_distance_and_frame() -> None:
+def test_labels_keep_order_distance_and_frame_and_only_long_names_are_shortened() -> None:
     assert keep_apart([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
     moved = keep_apart([0.97, 0.98, 0.5, 0.99], 0.1)
     assert moved[0] < moved[1] < moved[3] and moved[2] == 0.5
     assert max(moved) <= 1.0 + 1e-12
     assert min(np.diff(sorted(moved))) == pytest.approx(0.1)
     assert keep_apart([], 0.1) == []
-
-
-def test_a_long_name_is_shortened_to_the_width_and_a_short_one_left() -> None:
     assert fitted("cat", 1.0) == "cat"
     assert fitted("two\nlines\x07", 1.0) == "two lines"
     short = fitted("the quick brown fox jumps over the lazy dog", 1.0)

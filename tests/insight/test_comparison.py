@@ -39,7 +39,7 @@ def test_which_images_were_fixed_and_broken_and_are_still_wrong() -> None:
     assert [change.fixed for change in changes] == [True, False, True]
 
 
-def test_it_says_that_a_difference_is_noise() -> None:
+def test_it_says_that_a_difference_is_noise_or_which_is_better() -> None:
     comparison = with_changes(fixed=30, broken=25, wrong=60, right=885)
     assert not comparison.differs and comparison.p_value > 0.05
     words = str(comparison)
@@ -51,8 +51,6 @@ def test_it_says_that_a_difference_is_noise() -> None:
     same = with_changes(fixed=0, broken=0, wrong=2, right=8)
     assert (same.p_value, same.difference, same.differs) == (1.0, 0.0, False) and "+0.00 points" in str(same)
 
-
-def test_it_says_which_is_better() -> None:
     comparison = with_changes(fixed=90, broken=20, wrong=30, right=860)
     assert comparison.differs
     low, high = comparison.interval

@@ -21,7 +21,7 @@ def test_quantiles_are_those_of_the_tables(arguments: tuple[int, float], quantil
     assert student_quantile(*arguments) == pytest.approx(quantile, abs=6e-4)
 
 
-def test_the_interval_of_a_mean() -> None:
+def test_the_interval_of_a_mean_and_what_has_none() -> None:
     spread = Spread((0.93, 0.94, 0.95, 0.94))
     assert spread.mean == pytest.approx(0.94)
     assert spread.sd == pytest.approx(math.sqrt(2e-4 / 3))
@@ -29,8 +29,6 @@ def test_the_interval_of_a_mean() -> None:
     assert spread.interval == pytest.approx((0.94 - reach, 0.94 + reach), rel=1e-6)
     assert (Spread((0.5,)).mean, Spread((0.5,)).sd, Spread((0.5,)).interval) == (0.5, None, None)
 
-
-def test_what_has_no_interval_is_refused() -> None:
     with pytest.raises(InputError, match="no value"):
         Spread(())
     with pytest.raises(InputError, match="no interval"):

@@ -55,7 +55,7 @@ def test_what_contradicts_a_network_that_knows_is_found_counted_and_named() -> N
     assert float(found.scores[wrong].median()) > 0 and bool((found.scores[~wrong] < 0).all())
 
 
-def test_order_holds_every_image_once_from_the_highest_score_and_ties_in_order() -> None:
+def test_every_image_is_ranked_once_ties_in_order_and_nothing_that_was_given_is_changed() -> None:
     rows, true = world(200, 4)
     found = suspects(flipped(true, 4, 0.1), rows)
     assert sorted(found.order.tolist()) == list(range(200))
@@ -64,6 +64,11 @@ def test_order_holds_every_image_once_from_the_highest_score_and_ties_in_order()
     assert {found.order.dtype, found.suggested.dtype} == {torch.int64} and found.scores.dtype == torch.float32
     tied = suspects(torch.tensor([0, 1] * 4), torch.tensor([[0.75, 0.25], [0.25, 0.75]] * 4))
     assert tied.order.tolist() == list(range(8))
+    given = rows.clone().requires_grad_()
+    before = global_random_states()
+    again = suspects(flipped(true, 4, 0.1), given)
+    assert torch.equal(given, rows) and given.grad is None and global_random_states() == before
+    assert torch.equal(found.scores, again.scores) and not again.scores.requires_grad
 
 
 def test_the_score_is_the_log_odds_of_another_class_where_the_model_holds() -> None:
@@ -145,17 +150,6 @@ def test_half_precision_and_zeros_are_taken_as_they_come() -> None:
     assert certain.suggested.tolist() == [0, 1, 1, 1]
     single = suspects(torch.tensor([1]), torch.tensor([[0.9, 0.1]]))
     assert single.order.tolist() == [0] and single.suggested.tolist() == [0] and single.count in (0, 1)
-
-
-def test_nothing_that_was_given_is_changed_and_no_global_stream_is_drawn_from() -> None:
-    rows, true = world(100, 4)
-    rows.requires_grad_()
-    kept, before = rows.detach().clone(), global_random_states()
-    with torch.no_grad():
-        first = suspects(true, rows)
-    again = suspects(true, rows)
-    assert torch.equal(rows.detach(), kept) and rows.grad is None and global_random_states() == before
-    assert torch.equal(first.scores, again.scores) and not first.scores.requires_grad
 
 
 HALF = torch.full((3, 2), 0.5)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -51,6 +52,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def alter(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
 class ByBrightness(nn.Module):
     """Answers from the picture alone, without having learnt anything."""
 
@@ -60,9 +67,8 @@ class ByBrightness(nn.Module):
 
 
 def small_recipe() -> Recipe:
-    return named("shapes.demo").replace(
-        batch_size=10, epochs=2, peak_epoch=1, peak_lr=0.1, min_lr=0.01, width=2, augment=()
-    )
+    size = {"batch_size": 10, "epochs": 2, "peak_epoch": 1, "width": 2}
+    return named("shapes.demo").replace(**size, peak_lr=0.1, min_lr=0.01, augment=())
 
 
 @pytest.mark.parametrize(("sizes", "folds"), [((7, 1, 12, 4), 4), ((5, 5), 3), ((30, 2, 2), 5), ((3,), 2)])
@@ -80,11 +86,9 @@ def test_each_image_is_judged_once_by_a_network_trained_on_all_other_folds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, recipe, jobs = image_set(42), small_recipe(), []
-
     judges(monkeypatch, lambda job: jobs.append(job) or ByBrightness())
     rows = out_of_sample(recipe, images, CPU, folds=4, quiet=True)
-    judged = [name for job in jobs for name in job.test.names]
-    assert sorted(judged) == sorted(images.names), "each exactly once"
+    assert sorted(name for job in jobs for name in job.test.names) == sorted(images.names), "each once"
     for job in jobs:
         assert set(job.train.names) == set(images.names) - set(job.test.names)
         assert (job.recipe, job.validation) == (recipe, None)
@@ -148,10 +152,9 @@ def test_suspects_of_a_run_are_kept_in_its_folder(run: Path) -> None:
 
 def test_the_recipe_is_trained_with_the_rates_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Run.open(run)
-    values = json.loads((run / RECIPE).read_text())
-    values["recipe"]["best_on_validation"] = True
-    values["recipe"]["schedule"] |= {"peak_lr": None, "min_lr": None}
-    (run / RECIPE).write_text(json.dumps(values))
+    free = {"peak_lr": None, "min_lr": None}
+    alter(run / RECIPE, lambda values: values["recipe"].update(best_on_validation=True))
+    alter(run / RECIPE, lambda values: values["recipe"]["schedule"].update(free))
     jobs: list[Job] = []
     judges(monkeypatch, lambda job: jobs.append(job) or job.model)
     cross_fit(run, **QUIET)
@@ -180,16 +183,10 @@ def test_it_says_the_cost_first_and_leaves_the_folder_as_it_was_where_it_is_stop
     assert files(run) == before
 
 
-@pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let cross-fitting take networks as they are built, which is quicker."""
-    judges(monkeypatch, lambda job: job.model)
-
-
-@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("fails", [kept_suspects.SUSPECTS, kept_suspects.SUSPECTS_TABLE])
 def test_a_full_disk_leaves_neither_file(run: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     before, write = files(run), RunFolder.write
+    judges(monkeypatch, lambda job: job.model)
 
     def full(self: RunFolder, name: str, content: bytes | str) -> None:
         if name == fails:
@@ -204,10 +201,7 @@ def test_a_full_disk_leaves_neither_file(run: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_exhausted_memory_names_a_batch_that_fits(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def starved(job: Job) -> nn.Module:
-        raise MemoryError
-
-    judges(monkeypatch, starved)
+    monkeypatch.setattr(job_suspects, "_trained", Mock(side_effect=MemoryError))
     before = files(run)
     with pytest.raises(RunFailed, match="out of memory with batches of 20") as raised:
         cross_fit(run, **QUIET)
@@ -216,21 +210,16 @@ def test_exhausted_memory_names_a_batch_that_fits(run: Path, monkeypatch: pytest
 
 
 def test_what_cannot_be_cross_fitted_is_bad_input(run: Path, tmp_path: Path) -> None:
-    def alter(name: str, change: Callable[[dict[str, Any]], Any]) -> None:
-        values = json.loads((run / name).read_text())
-        change(values)
-        (run / name).write_text(json.dumps(values))
-
     for folds in (1, 131):
         with pytest.raises(InputError, match=f"cannot make {folds} folds"):
             cross_fit(run, folds=folds, **QUIET)
     large = Run.open(run).recipe.replace(batch_size=100)
     with pytest.raises(InputError, match="4 folds leave 97 images to train on, fewer than a batch of 100"):
         out_of_sample(large, Shapes(train=130, test=20).load()[0], CPU, quiet=True)
-    alter(record.ENVIRONMENT, lambda values: values["data"].update(train_sha256="0" * 64))
+    alter(run / record.ENVIRONMENT, lambda values: values["data"].update(train_sha256="0" * 64))
     with pytest.raises(InputError, match="training images are not those of"):
         cross_fit(run, **QUIET)
-    alter(record.SUMMARY, lambda values: values.update(test_accuracy=None))
+    alter(run / record.SUMMARY, lambda values: values.update(test_accuracy=None))
     with pytest.raises(InputError, match="is not finished"):
         cross_fit(run, **QUIET)
     with pytest.raises(InputError, match="there is no run folder"):
@@ -238,23 +227,32 @@ def test_what_cannot_be_cross_fitted_is_bad_input(run: Path, tmp_path: Path) -> 
     assert not (run / kept_suspects.SUSPECTS).exists()
 
 
-@pytest.mark.usefixtures("untrained")
-def test_damaged_suspects_are_named_and_missing_ones_are_none(run: Path) -> None:
+def test_damaged_suspects_are_named_missing_ones_are_none_and_names_come_from_the_table(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges(monkeypatch, lambda job: job.model)
     folder = RunFolder.open(run)
     assert Record(folder).suspects is None
     cross_fit(run, **QUIET)
+    first, second = Record(folder).suspects.indices[:2].tolist()  # type: ignore[union-attr]
+    table = f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n"
+    folder.write(kept_suspects.SUSPECTS_TABLE, table)
+    kept = Record(folder).suspects
+    assert kept is not None and kept.names[:2] == ["<b>", f"#{second}"]
+    folder.write(kept_suspects.SUSPECTS_TABLE, "index,name\n1," + "a" * 200_000)
+    with pytest.raises(InputError, match="table is damaged"):
+        _ = Record(folder).suspects
+    (run / kept_suspects.SUSPECTS_TABLE).unlink()
     whole = folder.read_tensors(kept_suspects.SUSPECTS)
-    for name, value in (
-        ("labels", whole["labels"][:-1]),
-        ("labels", whole["labels"] + 9),
-        ("probabilities", whole["probabilities"][:, :-1]),
-        ("indices", whole["indices"] + 100),
-        ("suggested", whole["suggested"] - 9),
-        ("images", whole["images"][:-1]),
-        ("images", whole["images"].float()),
-        ("count", torch.tensor(131)),
-        ("count", torch.tensor([1, 2])),
-    ):
+    damaged = {
+        "labels": (whole["labels"][:-1], whole["labels"] + 9),
+        "probabilities": (whole["probabilities"][:, :-1],),
+        "indices": (whole["indices"] + 100,),
+        "suggested": (whole["suggested"] - 9,),
+        "images": (whole["images"][:-1], whole["images"].float()),
+        "count": (torch.tensor(131), torch.tensor([1, 2])),
+    }
+    for name, value in ((name, value) for name, values in damaged.items() for value in values):
         folder.write_tensors(kept_suspects.SUSPECTS, {**whole, name: value})
         with pytest.raises(InputError, match=kept_suspects.SUSPECTS):
             _ = Record(folder).suspects
@@ -262,21 +260,6 @@ def test_damaged_suspects_are_named_and_missing_ones_are_none(run: Path) -> None
         folder.write_tensors(kept_suspects.SUSPECTS, {key: whole[key] for key in whole if key != name})
         with pytest.raises(InputError, match=name):
             _ = Record(folder).suspects
-
-
-@pytest.mark.usefixtures("untrained")
-def test_names_come_from_the_table_where_it_has_them(run: Path) -> None:
-    cross_fit(run, **QUIET)
-    folder = RunFolder.open(run)
-    first, second = Record(folder).suspects.indices[:2].tolist()  # type: ignore[union-attr]
-    folder.write(
-        kept_suspects.SUSPECTS_TABLE, f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n"
-    )
-    kept = Record(folder).suspects
-    assert kept is not None and kept.names[:2] == ["<b>", f"#{second}"]
-    folder.write(kept_suspects.SUSPECTS_TABLE, "index,name\n1," + "a" * 200_000)
-    with pytest.raises(InputError, match="table is damaged"):
-        _ = Record(folder).suspects
 
 
 @pytest.mark.parametrize("wrong", [(77, 7), ()])
@@ -290,19 +273,17 @@ def test_the_shell_says_how_many_and_which(
     def know(*_: object, **__: object) -> Tensor:
         """Answer as networks would that know these labels to be wrong, the first the surest."""
         confidence = 1 - 10 ** (-1 - 3 * torch.rand(130, 1, generator=stream(0, "confidence")))
-        for index, value in zip(wrong, (0.9999, 0.999), strict=False):
-            confidence[index] = value
+        confidence[list(wrong)] = torch.tensor([[0.9999], [0.999]])[: len(wrong)]
         return ((1 - confidence) / 9).repeat(1, 10).scatter(1, true[:, None], confidence)
 
     monkeypatch.setattr(job_suspects, "out_of_sample", know)
     with pytest.raises(SystemExit) as end:
         main(["suspects", str(run), "--folds", "3", "--device", "cpu", "--precision", "fp32"])
     output = capsys.readouterr().out
-    assert (
-        end.value.code == 0 and "3 networks" in output and str(run / kept_suspects.SUSPECTS_TABLE) in output
-    )
+    assert end.value.code == 0 and "3 networks" in output
+    assert str(run / kept_suspects.SUSPECTS_TABLE) in output
     assert ("about 2 of 130 labels look wrong" if wrong else "none of 130 labels looks wrong") in output
-    names = [images.classes[label] for label in range(10)]
+    names = images.classes
     assert [line.strip() for line in output.splitlines() if "labelled" in line] == [
         f"{index}  train/{index:05d}  labelled {names[images.labels[index]]}, looks like {names[true[index]]}"
         for index in wrong

@@ -268,22 +268,14 @@ def test_a_table_of_mistakes_of_another_kind_only_loses_names(folder: Path) -> N
         assert items["index"] and items["name"][0] == ""
 
 
-def test_settings_are_written_as_a_person_would(text: str) -> None:
+def test_settings_are_written_as_a_person_would_and_the_command_does_only_what_the_run_did(
+    whole: tuple[Path, Evaluation], text: str
+) -> None:
     part = {"type": "Crop", "size": 32, "padding": "reflect"}
     assert setting([part, {"type": "FlipLR"}]) == "Crop(size=32, padding=reflect), FlipLR()"
     values = (True, None, 0.00050000001, [], "x")
     assert [*map(setting, values)] == ["yes", "–", "0.0005", "none", "x"]
     assert "peak_lr=0.4 (found), min_lr=0.0018 (found)" in Reader(text).text
-
-
-def test_a_notebook_shows_the_page_within(whole: tuple[Path, Evaluation], text: str) -> None:
-    page = Page(whole[0] / record.REPORT)
-    (frame,) = Reader(page._repr_html_()).of("iframe")
-    assert frame["srcdoc"] == text
-    assert str(page).endswith("report.html") and Path(page).is_file()
-
-
-def test_the_command_that_repeats_the_run_does_only_that(whole: tuple[Path, Evaluation], text: str) -> None:
     assert ENVIRONMENT["command"] in Reader(text).text
     page = PageData.of(Record.open(whole[0]))
     for command, shown in (
@@ -291,6 +283,13 @@ def test_the_command_that_repeats_the_run_does_only_that(whole: tuple[Path, Eval
         *((other, None) for other in ("firstlight train 'a\nb'", "rm -rf /", "firstlight train 'open", 17)),
     ):
         assert dataclasses.replace(page, environment={"command": command}).command() == shown
+
+
+def test_a_notebook_shows_the_page_within(whole: tuple[Path, Evaluation], text: str) -> None:
+    page = Page(whole[0] / record.REPORT)
+    (frame,) = Reader(page._repr_html_()).of("iframe")
+    assert frame["srcdoc"] == text
+    assert str(page).endswith("report.html") and Path(page).is_file()
 
 
 def test_more_labels_are_shown_than_seem_wrong(whole: tuple[Path, Evaluation], text: str) -> None:
