@@ -211,7 +211,7 @@ class Remembering(SGD):
     [
         (SGD(), Reading, "not permitted when stream is capturing$"),
         (Remembering(memory=lambda weight: 0), TinyNet, "keeps numbers on the host"),
-        (Remembering(), TinyNet, "keeps numbers on the host"),  # in a new tensor each time
+        (Remembering(), TinyNet, "makes new tensors in a step"),
     ],
 )
 def test_what_cannot_be_captured_is_trained_plainly_with_one_warning(

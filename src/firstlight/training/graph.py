@@ -83,7 +83,7 @@ class GraphStep:
         if key not in self._replays and state.step and self.fits:
             try:
                 self._replays[key] = self._capture(images, labels, objective, machine)
-            except RuntimeError as error:
+            except Exception as error:  # whatever stands against a capture; a real fault shows again below
                 self.fits = False
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"training goes on without a CUDA graph: {reason}", stacklevel=2)
@@ -102,6 +102,8 @@ class GraphStep:
             return update_weights(self._state, images, labels, self._lr, self._step, objective, machine)
 
         slots = _slots(self._state)
+        if not all(isinstance(value, Tensor) and value.device == images.device for value in slots):
+            raise RuntimeError("the optimizer keeps numbers on the host")
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), _unchanged(self._state):
@@ -109,9 +111,8 @@ class GraphStep:
                 step()
             in_place = list(map(id, slots)) == list(map(id, _slots(self._state)))
         torch.cuda.current_stream().wait_stream(side)
-        on_device = all(isinstance(value, Tensor) and value.device == images.device for value in slots)
-        if not (in_place and on_device):
-            raise RuntimeError("the optimizer keeps numbers on the host")
+        if not in_place:
+            raise RuntimeError("the optimizer makes new tensors in a step")
         graph = torch.cuda.CUDAGraph()
         # The outer `stream` puts the current stream back even where the capture fails.
         with (
