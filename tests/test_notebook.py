@@ -51,7 +51,6 @@ def test_the_first_cell_installs_in_colab_only_and_pins_the_torch_that_is_there(
     assert all(line.startswith("    ") for line in first[guard:].splitlines()[1:])
 
 
-@pytest.mark.xfail(strict=True, reason="to be executed on `shapes` as the last step before it is committed")
 def test_the_notebook_is_committed_with_its_outputs() -> None:
     notebook = read()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
