@@ -1,8 +1,7 @@
 """Golden traces: what each recipe computed when they were recorded, so that moving code changes no number.
 
-`losses.json` holds the first 20 losses of each recipe at toy size, and of a range test with the rates that
-it found, in fp32, by one thread; another torch or
-another chip meets them within a tolerance. `digests.json` holds, for each kind of machine on which they were
+`losses.json` holds the first 20 losses of each recipe at toy size and low rates, and of a range test, in
+fp32, by one thread; another torch or another chip meets them within a tolerance. `digests.json` holds, for each kind of machine on which they were
 recorded, the hashes of the weights and of the predictions of a whole run of two epochs in bf16.
 
     python tests/golden/test_golden.py losses | digests     # record them anew
@@ -35,12 +34,15 @@ from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, resolve
 from firstlight.training import optimizers
 from firstlight.training.loop import train_step
+from firstlight.training.lr_finder import RangeTest
 
 HERE = Path(__file__).parent
 LOSSES, DIGESTS = HERE / "losses.json", HERE / "digests.json"
 STEPS = 20
-TOLERANCE = 2e-3
-"""Relative, of each loss: sums in another order change the last bits, which twenty steps let grow."""
+TOLERANCE = 5e-3
+"""Relative, of each loss: sums in another order change the last bits, which steps let grow."""
+LOWERED = 20
+"""The rates of the traces are this much lower than a recipe's: at those, two chips part by 1 % in ten steps."""
 
 
 def toy(name: str, train: int) -> Recipe:
@@ -57,6 +59,9 @@ def toy(name: str, train: int) -> Recipe:
 def losses(name: str) -> list[float]:
     """Take the first steps of a recipe over two epochs, in fp32, with one thread."""
     recipe = toy(name, train=320)
+    peak, low = recipe.schedule.peak_lr, recipe.schedule.min_lr
+    assert peak is not None and low is not None
+    recipe = resolve(recipe, peak_lr=peak / LOWERED, min_lr=low / LOWERED)
     machine = Machine(torch.device("cpu"), "fp32", 1, "test")
     job = Job.with_images(*recipe.data.load(), recipe, machine)
     state, schedule = job.state(), job.schedule()
@@ -68,12 +73,11 @@ def losses(name: str) -> list[float]:
     ]
 
 
-def rates() -> list[float]:
-    """Find the rates of a narrow network in fp32."""
+def range_test() -> list[float]:
+    """Return the first losses of a range test in fp32; those of high rates, and the answer, vary by chip."""
     recipe = dataclasses.replace(toy("shapes.demo", train=1000), batch_size=200)
-    recipe = resolve(recipe, width=4)
-    finding = firstlight.find_lr(recipe, device="cpu", precision="fp32")
-    return [finding.min_lr, finding.peak_lr, *finding.losses[:STEPS]]
+    finding = firstlight.find_lr(recipe, device="cpu", precision="fp32", finder=RangeTest())
+    return list(finding.losses[:STEPS])
 
 
 def machine_key() -> str:
@@ -107,8 +111,8 @@ def test_the_losses_are_the_recorded_ones(name: str, monkeypatch: pytest.MonkeyP
         torch.set_num_threads(threads)
 
 
-def test_the_range_test_finds_the_recorded_rates() -> None:
-    assert rates() == pytest.approx(json.loads(LOSSES.read_text())["range test"], rel=TOLERANCE)
+def test_the_range_test_has_the_recorded_losses() -> None:
+    assert range_test() == pytest.approx(json.loads(LOSSES.read_text())["range test"], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -123,7 +127,7 @@ def record(kind: str) -> None:
     """Write the file of one kind from what the code computes now."""
     if kind == "losses":
         optimizers.fast_bf16_products = lambda: False
-        traces = {"range test": rates(), **{name: losses(name) for name in RECIPES}}
+        traces = {"range test": range_test(), **{name: losses(name) for name in RECIPES}}
         LOSSES.write_text(json.dumps(traces, indent=1) + "\n")
         return
     known = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
