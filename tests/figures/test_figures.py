@@ -179,10 +179,12 @@ def test_a_figure_is_the_same_file_every_time_and_150_dots_an_inch_and_a_noteboo
     assert bundle["image/png"] == to_png(figure)
     assert metadata["image/png"]["width"] == round(96 * across)
     # The user's own settings change nothing and are left alone.
+    upright = confusion(an_evaluation()).axes[0].get_ylim()
     strange = {"font.size": 30.0, "axes.grid": False, "figure.facecolor": "black", "image.origin": "lower"}
     with matplotlib.rc_context(strange):
         before = dict(matplotlib.rcParams)
         assert to_png(lr_finder(a_finding())) == to_png(figure)
+        assert confusion(an_evaluation()).axes[0].get_ylim() == upright
         assert dict(matplotlib.rcParams) == before
 
 
