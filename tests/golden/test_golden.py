@@ -1,8 +1,9 @@
 """Golden traces: what each recipe computed when they were recorded, so that moving code changes no number.
 
 `losses.json` holds the first 20 losses of each recipe at toy size and low rates, and of a range test, in
-fp32, by one thread; another torch or another chip meets them within a tolerance. `digests.json` holds, for each kind of machine on which they were
-recorded, the hashes of the weights and of the predictions of a whole run of two epochs in bf16.
+fp32, by one thread; another torch or another chip meets them within a tolerance. `digests.json` holds, for
+each kind of machine on which they were recorded, the hashes of the weights and of the predictions of a whole
+run of two epochs in bf16.
 
     python tests/golden/test_golden.py losses | digests     # record them anew
 """
@@ -42,7 +43,7 @@ STEPS = 20
 TOLERANCE = 5e-3
 """Relative, of each loss: sums in another order change the last bits, which steps let grow."""
 LOWERED = 20
-"""The rates of the traces are this much lower than a recipe's: at those, two chips part by 1 % in ten steps."""
+"""The rates of the traces are lower by this factor: at a recipe's own, two chips part by 1 % in ten steps."""
 
 
 def toy(name: str, train: int) -> Recipe:
