@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -125,6 +126,7 @@ def restart(state: Any, model: Any) -> None:
             if isinstance(value, torch.Tensor):
                 value.zero_()
     state.sums.zero_()
+    state.first_loss.fill_(math.inf)
     state.first_bad_step.fill_(-1)
     state.step, state.seconds = 0, 0.0
 

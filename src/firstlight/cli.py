@@ -133,7 +133,7 @@ def find_lr(
 
     finding = find_lr(_recipe(recipe, epochs, seed, settings), **options)
     click.echo(str(finding))
-    click.echo(f"{finding.method}, {len(finding.rates)} steps, {finding.seconds:.0f} s")
+    click.echo(f"{finding.extent}, {finding.seconds:.0f} s")
 
 
 @firstlight.command()

@@ -34,11 +34,12 @@ class RunFailed(RuntimeError):
 
 
 class Diverged(RunFailed):
-    """Training met a loss that is not a finite number."""
+    """Training met a loss that is not a finite number, or far above the first."""
 
     def __init__(self, step: int, lr: float) -> None:
         super().__init__(
-            f"the loss stopped being finite at step {step}, learning rate {lr:.4g}",
-            "Try a lower peak rate (--set peak_lr=…) or gradient clipping (--set clip_norm=1).",
+            f"training diverged: the loss is not finite or far above the first at step {step}, learning rate "
+            f"{lr:.4g}",
+            f"Try a lower peak rate (--set peak_lr={lr / 2:.2g}) or gradient clipping (--set clip_norm=1).",
         )
         self.step, self.lr = step, lr

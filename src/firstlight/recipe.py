@@ -23,9 +23,10 @@ from firstlight.models import NETWORKS
 from firstlight.models.network import NetworkSpec
 from firstlight.models.own import OwnNetwork
 from firstlight.training import FINDERS, OPTIMIZERS, SCHEDULES
-from firstlight.training.lr_finder import Finder, RangeTest
+from firstlight.training.lr_finder import Finder
 from firstlight.training.objective import Objective
 from firstlight.training.optimizers import SGD, OptimizerSpec
+from firstlight.training.race import Race
 from firstlight.training.schedule import OneCycle, Schedule
 
 KINDS: dict[str, Sequence[type]] = {
@@ -88,7 +89,7 @@ class Recipe:
     optimizer: OptimizerSpec = SGD()
     schedule: Schedule = OneCycle()
     objective: Objective = Objective()
-    finder: Finder = RangeTest()
+    finder: Finder = Race()
     batch_size: int = 512
     epochs: int = 24
     sides: tuple[int, ...] = ()

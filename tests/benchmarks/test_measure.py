@@ -13,7 +13,7 @@ from tiny import CPU
 from benchmarks import measure
 from benchmarks.measure import in_own_process, read_rows, record, seconds_in_turn
 
-FILES = sorted(measure.BENCHMARKS.glob("*/*.py"))
+FILES = sorted(measure.BENCHMARKS.rglob("*.py"))
 SCRIPTS = [file for file in FILES if "__main__" in file.read_text(encoding="utf-8")]
 
 

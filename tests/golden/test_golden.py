@@ -35,7 +35,7 @@ from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, resolve
 from firstlight.training import optimizers
 from firstlight.training.loop import train_step
-from firstlight.training.lr_finder import RangeTest
+from firstlight.training.range_test import RangeTest
 
 HERE = Path(__file__).parent
 LOSSES, DIGESTS = HERE / "losses.json", HERE / "digests.json"

@@ -310,3 +310,22 @@ def test_a_lower_precision_keeps_weights_in_fp32() -> None:
     [tick] = fit(state, source, SCHEDULE, epochs=1, machine=half, tick_seconds=FOREVER)
     assert {value.dtype for value in (*state.model.parameters(), state.sums)} == {torch.float32}
     assert tick.epoch is not None and math.isfinite(tick.epoch.train_loss) and state.scaler is None
+
+
+def test_a_loss_far_above_the_first_is_divergence_too() -> None:
+    class Exploding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.steps = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.steps += 1
+            wrong = torch.zeros(len(images), 4)
+            wrong[:, 0] = 1.0 if self.steps <= 3 else 100.0
+            return wrong * self.scale
+
+    state = TrainState.create(Exploding(), SGD(), CPU)
+    with pytest.raises(Diverged, match="far above the first at step 3, learning rate") as caught:
+        list(fit(state, batches(), lambda step: 0.0, epochs=1, machine=CPU))
+    assert "peak_lr=" in caught.value.hint

@@ -15,6 +15,8 @@ from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
 from firstlight.machine.streams import stream
 
+_SCORED_AT_ONCE = 500
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,6 +76,21 @@ class Batches:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.images) // self.batch_size
+
+    def apart(self, held_out: int | None = None) -> tuple[Batches, list[tuple[Tensor, Tensor]]]:
+        """Return batches of all images but `held_out`, stratified, and those: normalised, with their labels.
+
+        held_out: by default a fifth, from 64 to 1,000. Held-out images are not augmented. Raises InputError
+        where less than a batch would be left.
+        """
+        if held_out is None:
+            held_out = min(max(len(self.images) // 5, 64), 1000)
+        rest, scored = self.images.split(held_out, stream(self.seed, "held out"))
+        batches = Batches(
+            rest, self.batch_size, self.augmentations, seed=self.seed, machine=self.machine, sides=self.sides
+        )
+        labels = scored.labels.to(self.machine.device).split(_SCORED_AT_ONCE)
+        return batches, list(zip(in_order(scored, _SCORED_AT_ONCE, self.machine), labels, strict=True))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) of an epoch, from its batch number `first` on.

@@ -131,15 +131,22 @@ def _rates(axes: Axes, history: History, schedule: Callable[[int], float] | None
 
 @in_one_look
 def lr_finder(finding: LRFinding) -> Sheet:
-    """Draw the range test: every loss, the smoothed curve, and the two rates that were chosen."""
+    """Draw what a finder measured, the curve by which it judged, and the two rates that it chose.
+
+    Of a range test the loss at each step; of a race the held-out loss of each trial, and the interval between
+    which the best rate lies with a probability of 80 %.
+    """
     sheet = Sheet(8.4, 5.1)
-    sheet.title("Learning-rate finder", f"{finding.method}, {len(finding.rates)} steps", 0.75)
+    raced = finding.method == "race"
+    sheet.title("Learning-rate finder", finding.extent, 0.75)
     axes = sheet.area(0.75, 1.05, 7.15, 2.75)
     axes.set_xscale("log")
-    axes.axvspan(finding.min_lr, finding.peak_lr, color=BLUE, alpha=0.07, lw=0, zorder=0)
-    dots: dict[str, Any] = {"marker": "o", "ms": 2.2}
-    axes.plot(finding.rates, finding.losses, color="#b4bcc9", lw=0.9, label="loss", zorder=2, **dots)
-    axes.plot(finding.rates, finding.smoothed, color=BLUE, lw=2.6, label="smoothed loss", zorder=3)
+    shaded = finding.interval or (finding.min_lr, finding.peak_lr)
+    axes.axvspan(*shaded, color=BLUE, alpha=0.07, lw=0, zorder=0)
+    dots: dict[str, Any] = {"marker": "o", "ms": 6 if raced else 2.2}
+    measured, judged = ("held-out loss", "fitted parabola") if raced else ("loss", "smoothed loss")
+    axes.plot(finding.rates, finding.losses, color="#b4bcc9", lw=0.9, label=measured, zorder=2, **dots)
+    axes.plot(finding.rates, finding.smoothed, color=BLUE, lw=2.6, label=judged, zorder=3)
     rates = [*finding.rates, finding.min_lr, finding.peak_lr]
     axes.set_xlim(min(rates) / 1.25, max(rates) * 1.25)
     axes.set_ylim(*_loss_limits(finding))
@@ -148,7 +155,7 @@ def lr_finder(finding: LRFinding) -> Sheet:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel("held-out loss" if raced else "training loss")
     reasons = (f"LRMAX: {finding.peak_because}.", f"LRMIN: {finding.min_because}.")
     lines = [line for reason in reasons for line in textwrap.wrap(reason, 112)]
     sheet.write(0.75, 4.48, "\n".join(lines), **NOTE)

@@ -18,7 +18,7 @@ from firstlight.data.augment import normalise
 from firstlight.data.batches import Batches, plan_epoch
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.jobs.progress import cost_after
+from firstlight.jobs.progress import cost_after, silent
 from firstlight.machine.clock import Stopwatch, duration
 from firstlight.machine.machine import Machine, choose, operations_on
 from firstlight.machine.streams import seeded, stream
@@ -83,11 +83,18 @@ class Job:
         machine.place(model)
         return cls(recipe, machine, train, validation, test, batches, model)
 
-    def find_rates(self) -> LRFinding:
+    def find_rates(self, log: Callable[[str], None] = silent) -> LRFinding:
         """Run the recipe's finder on copies of the network."""
         recipe = self.recipe
         return recipe.finder(
-            self.model, self.batches, recipe.optimizer, self.machine, objective=recipe.objective
+            self.model,
+            self.batches,
+            recipe.optimizer,
+            self.machine,
+            objective=recipe.objective,
+            schedule=recipe.schedule,
+            epochs=recipe.epochs,
+            log=log,
         )
 
     def rates(self, finding: LRFinding | None = None) -> Schedule:
@@ -148,11 +155,12 @@ class Job:
         """Return the seconds that each part of the run will take here, about, after `done` steps."""
         recipe, schedule = self.recipe, self.recipe.schedule
         open_rates = schedule.peak_lr is None or schedule.min_lr is None
+        finder_steps = recipe.finder.expected_steps(recipe.epochs * len(self.batches))
         # A forward pass is a third of a step.
         tests = len(scored_epochs(recipe.epochs)) + len(recipe.views)
         passes = tests * len(self.test) + recipe.epochs * recipe.validation
         return {
-            "learning rates": 80 * step_seconds if open_rates and not done else 0.0,
+            "learning rates": finder_steps * step_seconds if open_rates and not done else 0.0,
             "training": cost_after(done, self.costs, len(self.batches)) * step_seconds,
             "evaluation": passes / recipe.batch_size * step_seconds / 3,
         }

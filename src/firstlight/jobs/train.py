@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 
@@ -76,7 +77,7 @@ def train(
         state, steps = job.state(), recipe.epochs * len(job.batches)
         for line in [*run.restore(state, steps), *job.describe(done=state.step)]:
             log(line)
-        finding = run.finding if run.is_begun else _begin(job, run)
+        finding = run.finding if run.is_begun else _begin(job, run, log)
         if finding is not None:
             log(str(finding))
         _fit(job, state, run, finding, checkpoint_minutes, quiet)
@@ -98,10 +99,10 @@ def train(
     return run
 
 
-def _begin(job: Job, record: Record) -> LRFinding | None:
+def _begin(job: Job, record: Record, log: Callable[[str], None]) -> LRFinding | None:
     """Find the rates that the recipe leaves open, and make the folder a run."""
     schedule = job.recipe.schedule
-    finding = job.find_rates() if schedule.peak_lr is None or schedule.min_lr is None else None
+    finding = job.find_rates(log) if schedule.peak_lr is None or schedule.min_lr is None else None
     job.schedule(finding)  # or the rates do not fit together
     record.begin(job.recipe, finding, job.environment(), job.samples())
     return finding

@@ -192,10 +192,16 @@ def curves(history: History, schedule: Callable[[int], float] | None) -> dict[st
 
 
 def finder(finding: LRFinding) -> dict[str, Any]:
-    """Return the curve of a range test with the two rates."""
+    """Return what a finder measured, with the two rates."""
     losses, smoothed = _finite(finding.losses), _finite(finding.smoothed)
     marks = {"min": finding.min_lr, "peak": finding.peak_lr}
-    return {"rates": finding.rates, "losses": losses, "smoothed": smoothed, **marks}
+    return {
+        "rates": finding.rates,
+        "losses": losses,
+        "smoothed": smoothed,
+        "raced": finding.method == "race",
+        **marks,
+    }
 
 
 def film(record: Record) -> list[Step]:

@@ -143,7 +143,14 @@ def _unchanged(state: TrainState) -> Iterator[None]:
     optimizer, model = state.optimizer.state, state.model
     slots = {weight: dict(values) for weight, values in optimizer.items()}
     memory = [value for value in _slots(state) if isinstance(value, Tensor)]
-    tensors = [*model.parameters(), *model.buffers(), state.sums, state.first_bad_step, *memory]
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        state.sums,
+        state.first_loss,
+        state.first_bad_step,
+        *memory,
+    ]
     copies = [tensor.detach().clone() for tensor in tensors]
     device = state.sums.device
     try:

@@ -29,6 +29,14 @@ class BatchSource(Protocol):
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
+def endless(batches: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of one epoch after another."""
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+
 class Step(Protocol):
     """How `fit` takes a step: `train_step`, or the same step in a CUDA graph (`training.graph`)."""
 
@@ -41,6 +49,10 @@ class Step(Protocol):
         objective: Objective,
         machine: Machine,
     ) -> Tensor: ...
+
+
+FAR_ABOVE = 10.0
+"""A loss so many times that of the first step, or 1 where that is less, counts as divergence."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,9 @@ def update_weights(
     with torch.no_grad():
         correct = (logits.argmax(1) == labels).sum()
         state.sums += torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
-        is_first = ~torch.isfinite(loss) & (state.first_bad_step < 0)
+        state.first_loss.copy_(torch.where(torch.isinf(state.first_loss), loss, state.first_loss))
+        is_bad = ~torch.isfinite(loss) | (loss > FAR_ABOVE * state.first_loss.clamp_min(1.0))
+        is_first = is_bad & (state.first_bad_step < 0)
         state.first_bad_step.copy_(torch.where(is_first, step, state.first_bad_step))
     return loss
 
@@ -139,7 +153,7 @@ def fit(
 
     schedule: from the step, counted from 0, to the learning rate. The clock stands still while the
     caller has a tick, so evaluation and drawing do not count. Raises Diverged with the step and the
-    learning rate at which the loss stopped being finite.
+    learning rate at which the loss was not finite, or `FAR_ABOVE` the first.
     """
     steps = epochs * len(batches)
     watch = Stopwatch(machine)

@@ -39,6 +39,22 @@ def _check(weight_decay: float, factors: dict[str, float] | None = None, **momen
 
 
 @dataclass(frozen=True)
+class UsualRate:
+    """The peak rate that works best with an optimizer, over networks and images; see docs/finder.md.
+
+    rate: at batches of 128 and 1,000 steps.
+    per_batch, per_steps: powers by which it grows with the batch, and with the number of steps.
+    """
+
+    rate: float
+    per_batch: float
+    per_steps: float
+
+    def __call__(self, batch_size: int, steps: int) -> float:
+        return float(self.rate * (batch_size / 128) ** self.per_batch * (steps / 1000) ** self.per_steps)
+
+
+@dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent with momentum.
 
@@ -50,6 +66,7 @@ class SGD:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True
+    usual: ClassVar[UsualRate] = UsualRate(0.3, 0.5, -0.1)
 
     def __post_init__(self) -> None:
         _check(self.weight_decay, momentum=self.momentum)
@@ -85,6 +102,7 @@ class Adam:
     beta2: float = 0.999
     weight_decay: float = 0.0
     optimizer: ClassVar[type[torch.optim.Adam]] = torch.optim.Adam
+    usual: ClassVar[UsualRate] = UsualRate(0.004, 0.5, -0.1)
 
     def __post_init__(self) -> None:
         _check(self.weight_decay, beta1=self.beta1, beta2=self.beta2)
@@ -129,6 +147,7 @@ class Muon:
     linear_lr_factor: float = 1.0
     other_momentum: float = 0.85
     weight_decay: float = 0.0
+    usual: ClassVar[UsualRate] = UsualRate(0.1, 0.25, -0.1)
 
     def __post_init__(self) -> None:
         factors = {"bias_lr_factor": self.bias_lr_factor, "linear_lr_factor": self.linear_lr_factor}
@@ -201,3 +220,12 @@ def _product_type(device: torch.device) -> torch.dtype:
     """
     fast = device.type == "cuda" or (device.type == "cpu" and fast_bf16_products())
     return torch.bfloat16 if fast else torch.float32
+
+
+def usual_lr(optimizer: OptimizerSpec, batch_size: int, steps: int) -> float:
+    """Return the peak rate that has worked best with an optimizer, by its batch and the length of the run.
+
+    0.01 for an optimizer that does not say; for the others see docs/finder.md.
+    """
+    usual = getattr(optimizer, "usual", None)
+    return 0.01 if usual is None else usual(batch_size, steps)

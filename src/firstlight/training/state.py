@@ -37,7 +37,8 @@ class TrainState:
     """Everything that training changes.
 
     sums: on the device, of the current epoch: loss × images, correct predictions, images.
-    first_bad_step: on the device; the first step whose loss was not finite, -1 while there is none.
+    first_loss: on the device; the loss of the first step, infinite before it.
+    first_bad_step: on the device; the first step whose loss was out of bounds, -1 while there is none.
     seconds: training time so far. best: None where no epoch is chosen on validation images.
     """
 
@@ -46,6 +47,7 @@ class TrainState:
     average: AveragedModel | None
     scaler: torch.amp.GradScaler | None
     sums: Tensor
+    first_loss: Tensor
     first_bad_step: Tensor
     step: int = 0
     seconds: float = 0.0
@@ -70,6 +72,7 @@ class TrainState:
             average=average,
             scaler=torch.amp.GradScaler(device.type) if machine.precision == "fp16" else None,
             sums=torch.zeros(3, device=device),
+            first_loss=torch.full((), math.inf, device=device),
             first_bad_step=torch.full((), -1, dtype=torch.int64, device=device),
         )
 
@@ -99,7 +102,7 @@ def capture(state: TrainState) -> Captured:
                 tensors[f"optimizer.{index}.{slot}"] = value
             else:
                 plain[f"{index}.{slot}"] = value
-    tensors |= {"sums": state.sums, "first_bad_step": state.first_bad_step}
+    tensors |= {"sums": state.sums, "first_loss": state.first_loss, "first_bad_step": state.first_bad_step}
     facts = {
         "step": state.step,
         "seconds": state.seconds,
@@ -122,6 +125,8 @@ def restore(state: TrainState, captured: Captured) -> None:
             state.average.load_state_dict(_part(tensors, "average."))
         _restore_optimizer(state, _part(tensors, "optimizer."), facts["optimizer"])
         state.sums.copy_(tensors["sums"])
+        # Checkpoints of earlier versions have no first loss; the next one stands for it.
+        state.first_loss.copy_(tensors.get("first_loss", state.first_loss))
         state.first_bad_step.copy_(tensors["first_bad_step"])
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
         if state.scaler is not None:

@@ -110,10 +110,14 @@
     });
   }
   if (data.finder) {
-    const { rates, losses, smoothed, min, peak } = data.finder;
+    const { rates, losses, smoothed, min, peak, raced } = data.finder;
     chart("#finder", {
       x: rates, log: true, say: short, sayX: (rate) => `rate ${short(rate)}`,
-      lines: [{ name: "loss", y: losses, kind: "train" }, { name: "smoothed", y: smoothed, kind: "test" }],
+      from: Math.min(min, rates[0]), to: Math.max(peak, rates.at(-1)),
+      lines: [
+        { name: raced ? "held-out loss" : "loss", y: losses, kind: "train" },
+        { name: raced ? "parabola" : "smoothed", y: smoothed, kind: "test" },
+      ],
       marks: [{ x: min, text: `LRMIN ${short(min)}` }, { x: peak, text: `LRMAX ${short(peak)}` }],
     });
   }

@@ -16,9 +16,10 @@ from firstlight.data.augment import FlipLR
 from firstlight.data.batches import Batches
 from firstlight.errors import InputError
 from firstlight.machine.streams import seeded, stream
-from firstlight.training import lr_finder
-from firstlight.training.lr_finder import LRFinding, RangeTest, bracket, smooth
+from firstlight.training import range_test
+from firstlight.training.lr_finder import LRFinding
 from firstlight.training.optimizers import SGD
+from firstlight.training.range_test import RangeTest, bracket, smooth
 
 Curve = Callable[[float], float]
 Find = Callable[[Curve], LRFinding]
@@ -42,7 +43,7 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Find:
         def step(state: object, images: Tensor, labels: Tensor, lr: float, *_: object) -> Tensor:
             return torch.tensor(loss_at(lr), dtype=torch.float64)
 
-        monkeypatch.setattr(lr_finder, "train_step", step)
+        monkeypatch.setattr(range_test, "train_step", step)
         return RangeTest()(TinyNet(), batches(), SGD(), CPU)
 
     return run

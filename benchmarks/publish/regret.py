@@ -1,0 +1,115 @@
+"""Print what the answers of the finders cost, from the tables of lr_regret.py and lr_answers.py.
+
+    python -m benchmarks.publish.regret
+
+Regret: mean final accuracy at the best rate of the grid minus that at the answer, in points. The best rate is
+chosen by one half of the seeds and scored by the other, both ways, against the winner's curse. Between two
+rates of the grid the accuracy is taken to be straight over the rate's logarithm; an answer below or above the
+grid counts as its lowest or highest rate. The standard error is over seeds, of the paired differences.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from benchmarks import lr_answers, lr_regret, measure
+from benchmarks.lr_calibration import Grid, grids
+
+FINDERS = (*lr_answers.OURS, *lr_answers.RULES)
+
+
+def accuracy_at(grid: Grid, rate: float, seed: int) -> float:
+    """Return one seed's accuracy at a rate, in points; all rates of the grid must have it."""
+    octaves = np.log2(list(grid))
+    return float(np.interp(math.log2(rate), octaves, [100 * values[seed] for values in grid.values()]))
+
+
+def paired(grid: Grid) -> list[int]:
+    """Return the seeds that were run at every rate near the top; the others are too few to halve."""
+    return sorted(set.intersection(*({*values} for values in grid.values())))
+
+
+def regret(grid: Grid, rate: float) -> tuple[float, float]:
+    """Return (regret, its standard error) of an answer, in points.
+
+    Rates far from the top were run from fewer seeds, so each rate's mean is over the seeds that it has.
+    """
+    seeds = sorted({seed for values in grid.values() for seed in values})
+    halves = [seeds[::2], seeds[1::2]]
+    there = _straight(grid, rate)
+    differences = []
+    for chosen_by, scored_by in (halves, halves[::-1]):
+        best = max(grid, key=lambda each: _mean(grid[each], chosen_by))
+        differences += [
+            grid[best][seed] * 100 - there[seed] for seed in scored_by if seed in grid[best] and seed in there
+        ]
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return statistics.mean(differences), error
+
+
+def _mean(values: Mapping[int, float], seeds: list[int]) -> float:
+    found = [values[seed] for seed in seeds if seed in values]
+    return statistics.mean(found) if found else -math.inf
+
+
+def _straight(grid: Grid, rate: float) -> dict[int, float]:
+    """Return the accuracy at a rate in points, by seed, of the seeds that both neighbours have."""
+    rates = list(grid)
+    rate = min(max(rate, rates[0]), rates[-1])
+    above = next(index for index, each in enumerate(rates) if each >= rate * (1 - 1e-9))
+    if math.isclose(rates[above], rate):
+        return {seed: 100 * value for seed, value in grid[rates[above]].items()}
+    low, high = rates[above - 1], rates[above]
+    share = math.log(rate / low) / math.log(high / low)
+    return {
+        seed: 100 * ((1 - share) * grid[low][seed] + share * grid[high][seed])
+        for seed in grid[low].keys() & grid[high].keys()
+    }
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of the table: a setting by row, a finder by column."""
+    runs = {name: grid for name, grid in grids(measure.read_rows(lr_regret.TABLE), "run").items()}
+    answers: dict[tuple[str, str], list[float | None]] = defaultdict(list)
+    for row in measure.read_rows(lr_answers.TABLE):
+        answers[row["setting"], row["finder"]].append(float(row["rate"]) if row["rate"] else None)
+    finders = [finder for finder in FINDERS if any(there == finder for _, there in answers)]
+    yield "| setting | best rate | " + " | ".join(finders) + " |"
+    yield "| --- " * (len(finders) + 2) + "|"
+    columns: dict[str, list[float]] = defaultdict(list)
+    for name in lr_regret.ALL:
+        if name not in runs or not any(there == name for there, _ in answers):
+            continue
+        grid = runs[name]
+        best = max(grid, key=lambda rate: statistics.mean(grid[rate].values()))
+        cells = []
+        for finder in finders:
+            given = answers[name, finder]
+            costs = [regret(grid, rate) for rate in given if rate is not None]
+            refused = sum(rate is None for rate in given)
+            if costs:
+                mean = statistics.mean(cost for cost, _ in costs)
+                columns[finder].append(mean)
+                error = statistics.mean(error for _, error in costs)
+                cells.append(f"{mean:.1f} ± {error:.1f}" + (f", {refused} refused" if refused else ""))
+            else:
+                cells.append(f"{refused} refused")
+        yield f"| {name} | {best:g} | " + " | ".join(cells) + " |"
+    for words, summary in (("median", statistics.median), ("worst", max)):
+        cells = [f"{summary(columns[finder]):.1f}" for finder in finders]
+        yield f"| **{words}** | | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    measure.parser(__doc__).parse_args()
+    for line in table():
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
