@@ -78,6 +78,7 @@ class Recipe:
     average_decay: decay of the moving average of the weights, in a step; 0 keeps none.
     validation: number of training images held out, stratified; 0 trains on all.
     best_on_validation: keep the weights of the epoch that was best on validation, instead of the last.
+    on_divergence: "stop", or "halve": start again at half the rates, up to five times.
     tta_shift: pixels by which test-time augmentation moves an image; 0 does not.
     seed: seed of weights, order and augmentation.
     """
@@ -96,6 +97,7 @@ class Recipe:
     average_decay: float = 0.0
     validation: int = 1000
     best_on_validation: bool = False
+    on_divergence: str = "stop"
     tta_shift: int = 0
     seed: int = 0
 
@@ -113,6 +115,10 @@ class Recipe:
             self.validation > 0 or not self.best_on_validation,
             "best_on_validation needs validation images",
             "Set validation=1000, say. The test set chooses nothing.",
+        )
+        _require(
+            self.on_divergence in ("stop", "halve"),
+            f"on_divergence must be stop or halve, not {self.on_divergence!r}",
         )
         reach = max((part.reach for part in self.augment), default=0)
         _require(

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 from stopped import SMALL, newest_step, outcome, quick_report
+from tiny import digest
 
 from firstlight.errors import Diverged, InputError, RunFailed
 from firstlight.jobs import job
 from firstlight.jobs import train as train_job
+from firstlight.jobs.progress import result_lines
 from firstlight.jobs.train import train
 from firstlight.record import record
 from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
@@ -190,6 +192,7 @@ def test_a_second_process_is_refused_with_one_line(tmp_path: Path) -> None:
 def test_a_user_without_an_account_can_train() -> None:
     code = """
 import os
+from firstlight.jobs.progress import result_lines
 from firstlight.jobs.train import train
 settings = dict(train=40, test=20, width=2, batch_size=20, epochs=1, peak_lr=0.05, min_lr=0.001, quiet=True)
 train("shapes.demo", out="mine", **settings)  # loads what that user may not be allowed to read
@@ -241,3 +244,28 @@ def test_out_of_memory_proposes_a_batch_that_fits(
     monkeypatch.setattr(job.Job, "describe", lambda self, done=0: [])
     with pytest.raises(RunFailed, match=r"batches of 20\n--set batch_size=5 fits here"):
         train("shapes.demo", **SMALL, out=tmp_path / "run", quiet=True)
+
+
+def test_a_run_that_diverges_starts_again_at_half_the_rates_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, seen = loop.train_step, list[float]()
+
+    def fragile(state: Any, images: torch.Tensor, labels: torch.Tensor, lr: float, *rest: Any) -> Any:
+        seen.append(lr)
+        loss = step(state, images, labels, lr, *rest)
+        if lr > 0.03:
+            state.first_bad_step.fill_(state.step - 1)
+        return loss
+
+    monkeypatch.setattr(train_job, "choose_step", lambda state, machine: fragile)
+    settings = {**SMALL, "peak_lr": 0.1, "min_lr": 0.01, "quiet": True}
+    with pytest.raises(Diverged, match="peak_lr="):
+        train("shapes.demo", **settings, out=tmp_path / "stops")
+    run = train("shapes.demo", **settings, on_divergence="halve", out=tmp_path / "halves")
+    assert (run.summary.halvings, run.summary.peak_lr, run.summary.min_lr) == (2, 0.025, 0.0025)
+    assert run.is_finished and max(seen[-run.history.epochs[-1].step :]) == 0.025
+    monkeypatch.undo()
+    plain = train("shapes.demo", **{**settings, "peak_lr": 0.025, "min_lr": 0.0025}, out=tmp_path / "plain")
+    assert digest(run.model.state_dict().values()) == digest(plain.model.state_dict().values())
+    assert "halved 2 times" in "\n".join(result_lines(run.summary, 20, 1))

@@ -97,14 +97,22 @@ class Job:
             log=log,
         )
 
-    def rates(self, finding: LRFinding | None = None) -> Schedule:
-        """Return the recipe's schedule, with what it leaves open filled from a finding."""
-        schedule = self.recipe.schedule
-        return schedule if finding is None else schedule.with_rates(finding.peak_lr, finding.min_lr)
+    def rates(self, finding: LRFinding | None = None, halvings: int = 0) -> Schedule:
+        """Return the recipe's schedule, with what it leaves open filled from a finding.
 
-    def schedule(self, finding: LRFinding | None = None) -> Callable[[int], float]:
+        halvings: how often both rates are halved, because training diverged.
+        """
+        schedule: Any = self.recipe.schedule
+        if finding is not None:
+            schedule = schedule.with_rates(finding.peak_lr, finding.min_lr)
+        for _ in range(halvings):
+            peak_lr, min_lr = schedule.peak_lr / 2, schedule.min_lr / 2
+            schedule = dataclasses.replace(schedule, peak_lr=peak_lr, min_lr=min_lr)
+        return schedule  # type: ignore[no-any-return]
+
+    def schedule(self, finding: LRFinding | None = None, halvings: int = 0) -> Callable[[int], float]:
         """Return the function from the step to the rate; raises InputError where a rate is open."""
-        return self.rates(finding).steps(self.recipe.epochs, len(self.batches))
+        return self.rates(finding, halvings).steps(self.recipe.epochs, len(self.batches))
 
     def state(self) -> TrainState:
         """Return the state of a training of the network, at step 0."""

@@ -21,7 +21,7 @@ from firstlight.training.state import TrainState
 def numbers(job: Job, record: Record, state: TrainState) -> Summary:
     """Return the numbers of a run as far as it has got."""
     last = record.history.epochs[-1] if len(record.history) else None
-    rates, cost = job.rates(record.finding), record.checkpoints.cost()
+    rates, cost = job.rates(record.finding, record.halvings), record.checkpoints.cost()
     return Summary(
         recipe=job.recipe.name,
         seed=job.recipe.seed,
@@ -32,6 +32,7 @@ def numbers(job: Job, record: Record, state: TrainState) -> Summary:
         validation_accuracy=None if last is None else last.validation_accuracy,
         peak_lr=rates.peak_lr,
         min_lr=rates.min_lr,
+        halvings=record.halvings,
         train_seconds=None if last is None else last.train_seconds,
         parameters=count_parameters(job.model),
         device=job.machine.device.type,

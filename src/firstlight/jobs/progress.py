@@ -92,7 +92,9 @@ def result_lines(summary: Summary, images: int, views: int) -> list[str]:
     low, high = summary.test_interval_95 or (math.nan, math.nan)
     size, seconds = (summary.checkpoint_bytes or 0) / 1e6, summary.checkpoint_seconds or 0.0
     averaged = f"; {summary.test_accuracy_tta:.2%} with TTA" if views > 1 else ""
+    halved = f"the rates were halved {summary.halvings} times, because training diverged"
     return [
+        *([halved] if summary.halvings else []),
         f"test accuracy {summary.test_accuracy:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
         f"{images:,} images){averaged}",
         f"training took {duration(summary.train_seconds or 0)}, everything together "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 
+from firstlight.errors import Diverged
 from firstlight.jobs.failures import failures_explained, interruptible, removed_unless_begun, terminable
 from firstlight.jobs.job import Job
 from firstlight.jobs.judge import judge, kept_network, numbers, validated
@@ -18,7 +20,7 @@ from firstlight.jobs.seeds import Seeds, train_seeds
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
 from firstlight.recipes.assignment import checklist
-from firstlight.record.record import FIGURES, REPORT, Record
+from firstlight.record.record import FIGURES, MOST_HALVINGS, REPORT, Record
 from firstlight.run import Run
 from firstlight.training.graph import choose_step
 from firstlight.training.loop import fit
@@ -57,8 +59,7 @@ def train(
     checkpoint_minutes: the checkpoint interval within an epoch; at its end there is always one.
     settings: as `Recipe.replace` takes them, such as peak_lr=0.4.
 
-    Raises InputError before anything is written, Diverged where the loss stops being finite, and
-    RunFailed where disk or memory give out.
+    Raises InputError before anything is written, Diverged, and RunFailed where disk or memory give out.
     """
     start, log = time.perf_counter(), silent if quiet else say
     recipe = resolve(recipe, epochs=epochs, seed=seed, **settings)
@@ -72,6 +73,7 @@ def train(
         return Run(begun.folder)
     job = Job.prepare(recipe, data, *pinned(begun, device, precision), determinism)
     check_unchanged(begun, job.environment(), log)
+    untrained = copy.deepcopy(job.model.state_dict()) if recipe.on_divergence == "halve" else {}
     run = Run((begun or Record.create(recipe.name, place)).folder)
     with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
         state, steps = job.state(), recipe.epochs * len(job.batches)
@@ -80,7 +82,17 @@ def train(
         finding = run.finding if run.is_begun else _begin(job, run, log)
         if finding is not None:
             log(str(finding))
-        _fit(job, state, run, finding, checkpoint_minutes, quiet)
+        while True:
+            try:
+                _fit(job, state, run, finding, checkpoint_minutes, quiet)
+                break
+            except Diverged as error:
+                if recipe.on_divergence != "halve" or run.halvings == MOST_HALVINGS:
+                    raise
+                log(f"{error.message}; once more from the start, at half the rates")
+                run.halve()
+                job.model.load_state_dict(untrained)
+                state = job.state()
         model = kept_network(state, run)
         if state.step < steps or model is None:
             run.write_summary(numbers(job, run, state))
@@ -121,7 +133,7 @@ def _fit(
         for tick in fit(
             state,
             job.batches,
-            job.schedule(finding),
+            job.schedule(finding, record.halvings),
             epochs=recipe.epochs,
             machine=job.machine,
             objective=recipe.objective,

@@ -57,6 +57,7 @@ FIGURES = "figures"
 
 KEPT_MISTAKES = 2000
 KEPT_RIGHT_PER_CLASS = 30
+MOST_HALVINGS = 5
 
 
 class Record:
@@ -104,6 +105,11 @@ class Record:
         if not self.folder.has(FINDING):
             return None
         return LRFinding.from_json({k: v for k, v in self.folder.read_json(FINDING).items() if k != "schema"})
+
+    @property
+    def halvings(self) -> int:
+        """How often the rates were halved because training diverged."""
+        return min(max(self.summary.halvings or 0, 0), MOST_HALVINGS)
 
     @cached_property
     def history(self) -> History:
@@ -223,6 +229,12 @@ class Record:
             self.folder.write_json(FINDING, finding.to_json())
         self.folder.write_json(RECIPE, {"recipe": recipe.to_json()})
         self.finding = finding
+
+    def halve(self) -> None:
+        """Start again, with the rates halved once more: what training has left is removed."""
+        self.write_summary(Summary(halvings=self.halvings + 1))
+        self.remove_checkpoints()
+        self.write_history(History())
 
     def restore(self, state: TrainState, steps: int) -> list[str]:
         """Give a fresh state what the last whole checkpoint holds, where there is one; say what happened.

@@ -15,7 +15,8 @@ class Summary:
 
     Accuracies are fractions, on the test set; test_accuracy_tta with test-time augmentation, in tta_seconds.
     test_interval_95: the interval of test_accuracy, over the images. train_loss, train_accuracy: running
-    means of the last epoch. peak_lr, min_lr: the rates in use. kept_epoch: whose weights were kept.
+    means of the last epoch. peak_lr, min_lr: the rates in use, after `halvings` because
+    training diverged. kept_epoch: whose weights were kept.
     train_seconds: of training alone; wall_seconds: from the first line to the last picture.
     """
 
@@ -33,6 +34,7 @@ class Summary:
     kept_epoch: int | None = None
     peak_lr: float | None = None
     min_lr: float | None = None
+    halvings: int | None = None
     train_seconds: float | None = None
     tta_seconds: float | None = None
     wall_seconds: float | None = None
