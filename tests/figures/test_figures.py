@@ -29,9 +29,12 @@ from firstlight.figures.images import gradcam, misclassified, overlay
 from firstlight.figures.style import fitted, keep_apart, to_png, width_of
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import Heatmaps
+from firstlight.training.classic_rules import classic_rates
 from firstlight.training.history import Epoch, History
 from firstlight.training.lr_finder import LRFinding
+from firstlight.training.race import Calibration, decide
 from firstlight.training.schedule import Cycle
+from firstlight.training.trials import Trial
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -241,6 +244,20 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         gradcam(evaluation, *kept_images(evaluation), *maps_of(evaluation, 3), count=4)
 
 
+def test_a_race_shows_its_trials_its_parabola_and_the_interval() -> None:
+    trials = [Trial(rate, 85, score, 2.3) for rate, score in ((0.2, 1.4), (0.4, 1.3), (0.8, 1.35))]
+    finding = decide(trials, 0.4, 2328, Calibration()).finding(trials, 300.0, 0.18)
+    figure = lr_finder(finding)
+    (axes,) = figure.axes
+    assert line(axes, "held-out loss")[1].tolist() == [1.4, 1.3, 1.35]
+    rates, heights = line(axes, "fitted parabola")
+    # Between 0.4 and 0.8, nearer to 0.4.
+    assert rates[heights.argmin()] == pytest.approx(0.4 * 2 ** (1 / 6), rel=0.05)
+    assert "race, 3 trials, 18% of the run" in words_of(figure)
+    # One that measured nothing is drawn too.
+    lr_finder(dataclasses.replace(finding, rates=(), losses=(), smoothed=()))
+
+
 def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
     finding = a_finding()
     figure = lr_finder(finding)
@@ -250,7 +267,8 @@ def test_the_finder_shows_its_losses_and_marks_both_rates() -> None:
         rates, losses = line(axes, name)
         assert (tuple(rates), tuple(losses)) == (finding.rates, values)
     verticals = [float(line.get_xdata()[0]) for line in axes.lines if len(np.unique(line.get_xdata())) == 1]
-    assert sorted(verticals) == [0.0018, 0.4]
+    classic = [float(f"{rate:.1e}") for rate in classic_rates(finding.rates, finding.smoothed).values()]
+    assert set(verticals) == {0.0018, 0.4, *classic}
     assert {"LRMIN 0.0018", "LRMAX 0.4"} <= set(words_of(figure))
     # A spike does not flatten the curve.
     losses = (*finding.losses[:30], 1e6, float("nan"), *finding.losses[32:])

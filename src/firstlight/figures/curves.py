@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -23,6 +24,7 @@ from firstlight.figures.style import (
     MUTED,
     NOTE,
     PAPER,
+    SMALL,
     TITLE,
     VERMILLION,
     WASH,
@@ -31,6 +33,7 @@ from firstlight.figures.style import (
     keep_apart,
     width_of,
 )
+from firstlight.training.classic_rules import classic_rates
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -146,7 +149,8 @@ def lr_finder(finding: LRFinding) -> Sheet:
     dots: dict[str, Any] = {"marker": "o", "ms": 6 if raced else 2.2}
     measured, judged = ("held-out loss", "fitted parabola") if raced else ("loss", "smoothed loss")
     axes.plot(finding.rates, finding.losses, color="#b4bcc9", lw=0.9, label=measured, zorder=2, **dots)
-    axes.plot(finding.rates, finding.smoothed, color=BLUE, lw=2.6, label=judged, zorder=3)
+    fitted = _parabola(finding) if raced else (finding.rates, finding.smoothed)
+    axes.plot(*fitted, color=BLUE, lw=2.6, label=judged, zorder=3)
     rates = [*finding.rates, finding.min_lr, finding.peak_lr]
     axes.set_xlim(min(rates) / 1.25, max(rates) * 1.25)
     axes.set_ylim(*_loss_limits(finding))
@@ -156,10 +160,33 @@ def lr_finder(finding: LRFinding) -> Sheet:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("held-out loss" if raced else "training loss")
+    if not raced:
+        _show_classic_rules(axes, finding)
     reasons = (f"LRMAX: {finding.peak_because}.", f"LRMIN: {finding.min_because}.")
     lines = [line for reason in reasons for line in textwrap.wrap(reason, 112)]
     sheet.write(0.75, 4.48, "\n".join(lines), **NOTE)
     return sheet
+
+
+def _parabola(finding: LRFinding) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the parabola of a race as a smooth curve between its lowest and its highest rate."""
+    if len(finding.rates) < 3:
+        return finding.rates, finding.smoothed
+    octaves = np.log2(finding.rates)
+    along = np.linspace(octaves[0], octaves[-1], 61)
+    heights = np.polyval(np.polyfit(octaves, finding.smoothed, 2), along)
+    return (2**along).tolist(), heights.tolist()
+
+
+def _show_classic_rules(axes: Axes, finding: LRFinding) -> None:
+    """Mark on a range test's curve what other finders would have answered; the names stand on end."""
+    names: dict[str, list[str]] = {}
+    for name, rate in classic_rates(finding.rates, finding.smoothed).items():
+        names.setdefault(f"{rate:.1e}", []).append(name)
+    place: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "size": SMALL, "color": MUTED}
+    for text, words in names.items():
+        axes.axvline(float(text), color=MUTED, lw=0.9, ls=":", zorder=1)
+        axes.text(float(text), 0.03, ", ".join(words), transform=axes.get_xaxis_transform(), **place)
 
 
 def _mark(sheet: Sheet, axes: Axes, rates: dict[str, float]) -> None:

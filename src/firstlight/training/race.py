@@ -238,12 +238,11 @@ def decide(trials: Sequence[Trial], usual: float, total: int, calibration: Calib
     regret = c.curvature / 100 * (sd**2 + (math.log2(peak) - mean) ** 2)
     between = f"80 %: {interval[0]:.2g} to {interval[1]:.2g}"
     lost = c.curvature * (mean - math.log2(usual)) ** 2
+    longer = f"trials were best at {2**of_trials:.2g}, and the run is {total / steps:.0f} times as long"
     words = (
-        f"the usual rate: the race found none that is better by more than {c.worth:g} points "
-        f"(best {2**mean:.2g}; {between})"
+        f"the usual rate: no better one by {c.worth:g} points ({longer}; {between})"
         if keeps
-        else f"the best rate of the race ({between}); the usual one, {usual:.2g}, would cost about "
-        f"{lost:.1f} points"
+        else f"{longer} ({between}); the usual rate, {usual:.2g}, would cost about {lost:.1f} points"
     )
     fitted = tuple(
         middle + bend / 2 * ((math.log2(trial.rate) - of_trials) ** 2 - (here - of_trials) ** 2)
