@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks import lr_regret, measure
-from benchmarks.lr_calibration import calibrated, grids, top, usual
+from benchmarks.lr_calibration import all_tops, calibrated, usual
 from firstlight.errors import InputError
 from firstlight.jobs.job import Job
 from firstlight.machine.machine import choose
@@ -185,7 +185,7 @@ def main() -> None:
     arguments = options.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1"}
     rows = measure.read_rows(lr_regret.TABLE)
-    tops = {name: top(grid) for name, grid in grids(rows, "run").items()}
+    tops = all_tops(rows)
     there = {(row["setting"], row["seed"]) for row in measure.read_rows(TABLE)}
     machine = choose(precision="bf16")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import lr_regret, measure
 from firstlight.training.optimizers import usual_lr
-from firstlight.training.race import LEAST_LEARNT, Calibration, Race, decide, race
+from firstlight.training.race import Calibration, decide
 from firstlight.training.trials import Trial
 
 Grid = dict[float, dict[int, float]]
@@ -54,6 +54,11 @@ def top(grid: Grid) -> tuple[float, float]:
     return float(np.clip(-slope / (2 * bend), octaves[0], octaves[-1])), float(-bend)
 
 
+def all_tops(rows: Iterable[Mapping[str, str]]) -> dict[str, tuple[float, float]]:
+    """Return `top` of every setting whose runs are complete."""
+    return {name: top(grid) for name, grid in grids(rows, "run").items() if len(grid) >= 9}
+
+
 def usual(name: str, tops: Mapping[str, tuple[float, float]]) -> float:
     """Return the usual rate for a setting, from the other settings with its optimizer.
 
@@ -71,56 +76,50 @@ def usual(name: str, tops: Mapping[str, tuple[float, float]]) -> float:
     return rate * 2 ** (statistics.median(factors) if factors else 0.0)
 
 
-def raced_top(name: str, rows: Iterable[Mapping[str, str]], start: float) -> list[tuple[float, int]]:
-    """Return the best rate of each seed's race, in octaves above 1, and the steps of its trials.
+def trial_tops(name: str, rows: Iterable[Mapping[str, str]]) -> dict[int, list[float]]:
+    """Return by the length of trials the best rate of each seed's, in octaves above 1, as a race fits it.
 
-    The race is carried out over the recorded trials, from the recorded rate next to `start`.
+    Seeds whose trials learnt nothing, or were best at the edge of the grid, are left out.
     """
-    kinds = {steps: grids(rows, f"trial {steps}").get(name, {}) for steps in lr_regret.TRIAL_STEPS}
-    found = []
-    for seed in range(lr_regret.SEEDS):
-
-        def run(rate: float, steps: int, seed: int = seed) -> Trial:
-            grid = kinds.get(steps, {})
-            if not grid:
-                return Trial(rate, steps, math.inf, math.log(10))
-            nearest = min(grid, key=lambda there: abs(math.log(there / rate)))
-            off = abs(math.log2(nearest / rate)) > 0.6
-            score = math.inf if off else grid[nearest].get(seed, math.inf)
-            return Trial(nearest, steps, score, math.log(10))
-
-        finder, total = Race(), lr_regret.total_steps(name)
-        grid = next(iter(kinds.values()))
-        first = min(grid, key=lambda there: abs(math.log(there / start)))
-        trials, _ = race(run, first, finder.least_steps, total // 4, finder._budget(total))
-        certain = Calibration(shift=0.0, race_sd=1e-3, usual_sd=1e3, worth=1e-9)
-        learnt = max(trial.chance - trial.score for trial in trials)
-        if learnt >= LEAST_LEARNT:
-            answer = decide(trials, first, total, certain)
-            found.append((math.log2(answer.peak_lr), trials[0].steps))
+    certain = Calibration(shift=0.0, shift_sd=0.0, fit_sd=1e-3, usual_sd=1e3, worth=1e-9)
+    found: dict[int, list[float]] = {}
+    for steps in lr_regret.TRIAL_STEPS:
+        grid = grids(rows, f"trial {steps}").get(name, {})
+        for seed in range(lr_regret.SEEDS):
+            trials = [
+                Trial(rate, steps, scores[seed], math.log(10))
+                for rate, scores in grid.items()
+                if seed in scores
+            ]
+            if len(trials) == len(lr_regret.ALL[name].rates):
+                answer = decide(trials, trials[0].rate, steps, certain)
+                if answer.verdict == "found":
+                    found.setdefault(steps, []).append(math.log2(answer.peak_lr))
     return found
 
 
 def calibrated(rows: list[measure.Row], without: str = "") -> Calibration:
-    """Return what settings other than one say: medians, and deviations that single outliers do not make."""
-    runs = grids(rows, "run")
-    tops = {name: top(grid) for name, grid in runs.items() if len(grid) >= 9}
-    others = [name for name in tops if name != without]
-    shifts, usual_errors = [], []
-    for name in others:
-        start = usual(name, {key: value for key, value in tops.items() if key != without})
-        usual_errors.append(tops[name][0] - math.log2(start))
-        shifts += [
-            (octaves - tops[name][0], math.log2(lr_regret.total_steps(name) / steps))
-            for octaves, steps in raced_top(name, rows, start)
-        ]
-    shift = statistics.median(apart / doublings for apart, doublings in shifts) if shifts else 0.3
-    residuals = [apart - shift * doublings for apart, doublings in shifts]
+    """Return what settings other than one say, of trials of at least a tenth of the run."""
+    tops = {
+        name: top(grid) for name, grid in grids(rows, "run").items() if len(grid) >= 9 and name != without
+    }
+    shifts, scatter = [], []
+    for name, (octaves, _) in tops.items():
+        total, own = lr_regret.total_steps(name), []
+        for steps, found in trial_tops(name, rows).items():
+            if 10 * steps >= total and len(found) > 1:
+                centre = statistics.mean(found)
+                own.append((centre - octaves) / math.log2(total / steps))
+                scatter += [each - centre for each in found]
+        if own:
+            shifts.append(own[-1])  # of the longest trials
+    errors = [octaves - math.log2(usual(name, tops)) for name, (octaves, _) in tops.items()]
     return Calibration(
-        shift=shift,
-        race_sd=_deviation(residuals),
-        usual_sd=_deviation(usual_errors),
-        curvature=statistics.median(tops[name][1] for name in others),
+        shift=round(statistics.median(shifts), 2) if shifts else 0.3,
+        shift_sd=round(statistics.stdev(shifts), 2) if len(shifts) > 2 else 0.3,
+        fit_sd=round(_deviation(scatter), 2),
+        usual_sd=round(_deviation(errors), 2),
+        curvature=round(statistics.median(bend for _, bend in tops.values()), 1),
     )
 
 
@@ -131,14 +130,16 @@ def _deviation(values: list[float]) -> float:
 def main() -> None:
     measure.parser(__doc__).parse_args()
     rows = measure.read_rows(Path(lr_regret.TABLE))
-    runs = grids(rows, "run")
-    tops = {name: top(grid) for name, grid in runs.items() if len(grid) >= 9}
+    tops = all_tops(rows)
     for name, (octaves, bend) in tops.items():
-        start = usual(name, tops)
-        raced = ", ".join(f"{2**at:.2g} ({steps})" for at, steps in raced_top(name, rows, start))
-        print(
-            f"{name:36} best {2**octaves:.3g}, {bend:.2f} points an octave; usual {start:.2g}; raced {raced}"
+        total = lr_regret.total_steps(name)
+        raced = "; ".join(
+            f"{steps} steps {2 ** statistics.mean(found):.2g}"
+            for steps, found in trial_tops(name, rows).items()
         )
+        start = usual(name, tops)
+        print(f"{name:36} {total} steps: best {2**octaves:.2g}, {bend:.1f} points an octave from it")
+        print(f"{'':36} usual, by the others, {start:.2g}; trials of {raced or 'any length learn nothing'}")
     print(calibrated(rows))
 
 

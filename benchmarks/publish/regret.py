@@ -13,28 +13,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-
-import numpy as np
+from collections.abc import Mapping
 
 from benchmarks import lr_answers, lr_regret, measure
 from benchmarks.lr_calibration import Grid, grids
+from benchmarks.publish.rows import Tables, read_tables, table
 
 FINDERS = (*lr_answers.OURS, *lr_answers.RULES)
 
 
-def accuracy_at(grid: Grid, rate: float, seed: int) -> float:
-    """Return one seed's accuracy at a rate, in points; all rates of the grid must have it."""
-    octaves = np.log2(list(grid))
-    return float(np.interp(math.log2(rate), octaves, [100 * values[seed] for values in grid.values()]))
-
-
-def paired(grid: Grid) -> list[int]:
-    """Return the seeds that were run at every rate near the top; the others are too few to halve."""
-    return sorted(set.intersection(*({*values} for values in grid.values())))
-
-
-def regret(grid: Grid, rate: float) -> tuple[float, float]:
+def regret_of(grid: Grid, rate: float) -> tuple[float, float]:
     """Return (regret, its standard error) of an answer, in points.
 
     Rates far from the top were run from fewer seeds, so each rate's mean is over the seeds that it has.
@@ -72,43 +60,39 @@ def _straight(grid: Grid, rate: float) -> dict[int, float]:
     }
 
 
-def table() -> Iterator[str]:
-    """Yield the lines of the table: a setting by row, a finder by column."""
-    runs = {name: grid for name, grid in grids(measure.read_rows(lr_regret.TABLE), "run").items()}
+def regret(tables: Tables) -> str:
+    """Write the regret of each finder: a setting by row, a finder by column."""
+    runs = grids(tables["lr_regret"], "run")
     answers: dict[tuple[str, str], list[float | None]] = defaultdict(list)
-    for row in measure.read_rows(lr_answers.TABLE):
+    for row in tables["lr_answers"]:
         answers[row["setting"], row["finder"]].append(float(row["rate"]) if row["rate"] else None)
     finders = [finder for finder in FINDERS if any(there == finder for _, there in answers)]
-    yield "| setting | best rate | " + " | ".join(finders) + " |"
-    yield "| --- " * (len(finders) + 2) + "|"
+    asked = {name for name, _ in answers}
     columns: dict[str, list[float]] = defaultdict(list)
-    for name in lr_regret.ALL:
-        if name not in runs or not any(there == name for there, _ in answers):
-            continue
-        grid = runs[name]
-        best = max(grid, key=lambda rate: statistics.mean(grid[rate].values()))
+    lines = []
+    for name in (each for each in lr_regret.ALL if each in runs and each in asked):
         cells = []
         for finder in finders:
-            given = answers[name, finder]
-            costs = [regret(grid, rate) for rate in given if rate is not None]
-            refused = sum(rate is None for rate in given)
+            costs = [regret_of(runs[name], rate) for rate in answers[name, finder] if rate is not None]
+            refused = sum(rate is None for rate in answers[name, finder])
+            words = [f"{refused} refused"] if refused else []
             if costs:
-                mean = statistics.mean(cost for cost, _ in costs)
-                columns[finder].append(mean)
+                columns[finder].append(statistics.mean(cost for cost, _ in costs))
                 error = statistics.mean(error for _, error in costs)
-                cells.append(f"{mean:.1f} ± {error:.1f}" + (f", {refused} refused" if refused else ""))
-            else:
-                cells.append(f"{refused} refused")
-        yield f"| {name} | {best:g} | " + " | ".join(cells) + " |"
+                words.insert(0, f"{columns[finder][-1]:.1f} ± {error:.1f}")
+            cells.append(", ".join(words))
+        best = max(runs[name], key=lambda rate: statistics.mean(runs[name][rate].values()))
+        apart = " (kept apart)" if lr_regret.ALL[name] in lr_regret.KEPT_APART else ""
+        lines.append(" | ".join([name + apart, f"{best:.2g}", *cells]))
     for words, summary in (("median", statistics.median), ("worst", max)):
-        cells = [f"{summary(columns[finder]):.1f}" for finder in finders]
-        yield f"| **{words}** | | " + " | ".join(cells) + " |"
+        cells = [f"**{summary(columns[finder]):.1f}**" if columns[finder] else "" for finder in finders]
+        lines.append(" | ".join([f"**{words}**", "", *cells]))
+    return table(" | ".join(["setting", "best rate", *finders]), lines)
 
 
 def main() -> None:
     measure.parser(__doc__).parse_args()
-    for line in table():
-        print(line)
+    print(regret(read_tables()))
 
 
 if __name__ == "__main__":

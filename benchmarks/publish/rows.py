@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.measure import BENCHMARKS, Row, read_rows
@@ -16,7 +17,15 @@ Tables = Mapping[str, list[Row]]
 
 def read_tables() -> Tables:
     """Return every CSV beside a script, and runs.csv; one that is not there has no rows."""
-    return defaultdict(list, {path.stem: read_rows(path) for path in BENCHMARKS.glob("*/*.csv")})
+    return defaultdict(
+        list,
+        {path.stem: read_rows(path) for path in [*BENCHMARKS.glob("*.csv"), *BENCHMARKS.glob("*/*.csv")]},
+    )
+
+
+def table(titles: str, rows: Sequence[str]) -> str:
+    """Return a Markdown table of lines whose cells are already joined by |."""
+    return "\n".join(f"| {line} |" for line in [titles, re.sub(r"[^|]+", " --- ", titles).strip(), *rows])
 
 
 def mean(rows: Iterable[Row], key: str) -> float:

@@ -12,13 +12,13 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.insight import suspects as label_errors
 from benchmarks.measure import BENCHMARKS, Row
-from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, yardsticks
+from benchmarks.publish.insight_tables import pointing, suspects
+from benchmarks.publish.regret import regret
+from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, table, yardsticks
 from benchmarks.recipes.choose import AS_IT_STANDS
 from firstlight.errors import InputError
 from firstlight.run import Run
@@ -28,11 +28,6 @@ ROOT = BENCHMARKS.parent
 
 def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def table(titles: str, rows: Sequence[str]) -> str:
-    """Return a Markdown table of lines whose cells are already joined by |."""
-    return "\n".join(f"| {line} |" for line in [titles, re.sub(r"[^|]+", " --- ", titles).strip(), *rows])
 
 
 def best(tables: Tables) -> str:
@@ -222,54 +217,11 @@ def ablations(tables: Tables) -> str:
     return f"{table(titles, lines)}\n\nRuns by chip: {counts}."
 
 
-MAPS = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
-CLEARLY = 25
-"""Points above the centre."""
-
-
-def pointing(tables: Tables) -> str:
-    """Write the pointing game: a line for each size of objects, map and grid; the newest row of each run."""
-    newest: dict[tuple[str, ...], dict[tuple[str, str], Row]] = {}
-    for row in tables["pointing"]:
-        key = row["object_size"], row["method"], row["grid"]
-        newest.setdefault(key, {})[row["seed"], row["peak_lr"]] = row
-    lines: list[str] = []
-    clear: dict[str, list[str]] = {}
-    for (size, method, grid), by_run in newest.items():
-        runs = list(by_run.values())
-        hits = [float(row["pointing"]) for row in runs]
-        above = 100 * (mean(runs, "pointing") - mean(runs, "pointing_centre"))
-        objects = "of usual size" if size == "100" else f"{size} % as wide"
-        spread = f" ({min(hits):.1%} to {max(hits):.1%})" if len(hits) > 1 else ""
-        lines.append(
-            f"{objects} | {MAPS[method]} | {grid} | {len(runs)} | {mean(runs, 'pointing'):.1%}{spread} "
-            f"| {mean(runs, 'pointing_centre'):.1%} | {above:+.1f} points "
-            f"| {mean(runs, 'pointing_off_centre'):.1%} | {mean(runs, 'pointing_random'):.1%} "
-            f"| {mean(runs, 'pointing_chance'):.1%}"
-        )
-        grids = clear.setdefault(f"objects {objects}: {MAPS[method]}", [])
-        if above >= CLEARLY:
-            grids.append(grid)
-    where = [f"{key} {'on ' + ', '.join(grids) if grids else 'nowhere'}" for key, grids in clear.items()]
-    titles = "objects | map | grid | runs | hits | always the centre | above it | off centre "
-    titles += "| random weights | chance"
-    return f"{table(titles, lines)}\n\nAt least {CLEARLY} points above the centre: {'; '.join(where)}."
-
-
-def suspects(tables: Tables) -> str:
-    """Write the rankings of label errors, means over the seeds of the newest setting."""
-    rows, setting = tables["suspects"], itemgetter("note", "epochs", "baseline")
-    last = rows[-1]
-    runs = {(row["ranking"], row["seed"]): row for row in rows if setting(row) == setting(last)}
-    source = f"{last['baseline']}; {last['note']}, {last['epochs']} epochs."
-    return f"{label_errors.table(list(runs.values()))}\n\n{source}"
-
-
 PARTS: dict[str, Callable[[Tables], str]] = {
     part.__name__: part
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
-        *(ablations, pointing, suspects),
+        *(ablations, pointing, suspects, regret),
     )
 }
 

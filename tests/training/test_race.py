@@ -24,7 +24,7 @@ from firstlight.training.schedule import OneCycle
 from firstlight.training.trials import Trial, Trials
 
 CHANCE = math.log(10)
-PLAIN = Calibration(shift=0.3, race_sd=0.5, usual_sd=1.0, curvature=1.0, worth=0.3)
+PLAIN = Calibration(shift=0.3, shift_sd=0.0, fit_sd=0.5, usual_sd=1.0, curvature=1.0, worth=0.3)
 
 
 def bowl(
@@ -46,7 +46,7 @@ def test_it_walks_to_an_optimum_and_fits_it_exactly(optimum: float) -> None:
     trials, spent = race(bowl(optimum), 0.4, 16, 64, 1e9)
     rates = [trial.rate for trial in trials]
     assert rates == sorted(rates) and spent == 16 * len(trials)
-    sure = dataclasses.replace(PLAIN, race_sd=1e-3, worth=1e-6)
+    sure = dataclasses.replace(PLAIN, fit_sd=1e-3, worth=1e-6)
     answer = decide(trials, 0.4, 16 * 2, sure)
     # A run twice as long has its optimum `shift` octaves lower.
     assert answer.peak_lr == pytest.approx(optimum / 2**0.3, rel=0.01)
@@ -109,8 +109,8 @@ def test_every_trouble_has_its_own_verdict() -> None:
     with pytest.raises(InputError, match=r"diverges at every learning rate from 0\.025 to 1\.6") as caught:
         decide(diverged, 0.4, 500, PLAIN)
     assert "peak_lr" in caught.value.hint
-    short = Race()(TinyNet(), batches(), SGD(), CPU, epochs=2)
-    assert (short.verdict, short.peak_lr, short.rates) == ("too short", usual_at(2), ())
+    short = Race()(TinyNet(), batches(), SGD(), CPU, epochs=1)
+    assert (short.verdict, short.peak_lr, short.rates) == ("too short", usual_at(1), ())
     assert {answer.verdict, short.verdict} <= set(VERDICTS)
 
 
@@ -123,7 +123,7 @@ def usual_at(epochs: int, count: int = 200) -> float:
 
 
 def test_too_few_images_to_hold_some_out() -> None:
-    finding = Race(least_steps=2)(TinyNet(), batches(70), SGD(), CPU, epochs=40)
+    finding = Race()(TinyNet(), batches(70), SGD(), CPU, epochs=40)
     assert finding.verdict == "too short" and "too few images" in finding.peak_because
 
 
@@ -139,7 +139,7 @@ def test_on_a_network_the_caller_is_left_alone_and_the_answer_is_the_same_again(
     model.eval()
     weights = digest(model.state_dict().values())
     lines: list[str] = []
-    finder = Race(least_steps=4)
+    finder = Race(least_steps=8)
     first = finder(model, batches(), SGD(), CPU, schedule=OneCycle(peak_epoch=2), epochs=10, log=lines.append)
     assert digest(model.state_dict().values()) == weights
     assert not any(module.training for module in model.modules())

@@ -21,6 +21,8 @@ from firstlight.training.trials import Trial, Trials
 TRIALS = 5.5
 """Trials of equal length over which the budget is spread; a race rarely needs more."""
 MOST_TRIALS = 9
+LEAST_STEPS = 8
+"""A trial of fewer steps says nothing."""
 LEAST_LEARNT = 0.05
 """A trial whose score is less than this far below the first, in nats, has learnt nothing that ranks rates."""
 EIGHTY = 1.2816
@@ -31,15 +33,17 @@ EIGHTY = 1.2816
 class Calibration:
     """What short trials say about whole runs, measured by benchmarks/lr_regret.py; see docs/finder.md.
 
-    shift: octaves by which the best rate falls with each doubling of the steps, from a trial to the run.
-    race_sd: octaves by which the best rate of a run scatters about what its trials say.
-    usual_sd: octaves by which it scatters about the usual rate.
+    shift, shift_sd: octaves by which the best rate falls with each doubling of the steps, from a trial to the
+        run, and how much that differs between networks and images.
+    fit_sd: octaves by which the best rate of trials scatters where seeds alone differ.
+    usual_sd: octaves by which the best rate of a run scatters about the usual one.
     curvature: accuracy that a run loses, in points, one octave from its best rate.
     worth: points of accuracy; a smaller difference does not count.
     """
 
     shift: float = 0.3
-    race_sd: float = 0.6
+    shift_sd: float = 0.3
+    fit_sd: float = 0.3
     usual_sd: float = 1.0
     curvature: float = 1.0
     worth: float = 0.3
@@ -69,12 +73,13 @@ class Race:
     Raises InputError where the loss is not finite at any rate.
 
     share: of the run's steps that all trials together may take, about.
-    least_steps: of a trial, whatever the share says.
+    least_steps: of a trial, whatever the share says, but no more than a third of the run; shorter ones do not
+        rank rates, so a race for a short run takes a larger share of it.
     start: the rate of the first trial, and the answer where the race finds none; the usual one by default.
     """
 
     share: float = 0.2
-    least_steps: int = 16
+    least_steps: int = 64
     start: float | None = None
     calibration: Calibration = field(default=Calibration(), repr=False)
 
@@ -86,11 +91,16 @@ class Race:
         if self.start is not None and not 0 < self.start < math.inf:
             raise InputError(f"start must be a positive rate, not {self.start:g}")
 
-    def expected_steps(self, total: int) -> int:
-        return round(self._budget(total))
+    def steps(self, total: int) -> int:
+        """Return the steps of a trial for a run of `total` steps."""
+        return max(round(self.share * total / TRIALS), min(self.least_steps, total // 3))
 
-    def _budget(self, total: int) -> float:
-        return max(self.share * total, 6 * self.least_steps)
+    def budget(self, total: int) -> float:
+        """Return the steps up to which trials are made longer where they learn nothing."""
+        return max(self.share * total, 6 * self.steps(total))
+
+    def expected_steps(self, total: int) -> int:
+        return 4 * self.steps(total)
 
     def __call__(
         self,
@@ -106,9 +116,9 @@ class Race:
     ) -> LRFinding:
         begun, total = time.perf_counter(), epochs * len(batches)
         usual = self.start or usual_lr(optimizer, batches.batch_size, total)
-        steps = max(self.least_steps, round(self.share * total / TRIALS))
+        steps = self.steps(total)
         apart = getattr(batches, "apart", None)
-        if total < 4 * steps or apart is None:
+        if steps < LEAST_STEPS or apart is None:
             return _usual("too short", usual, f"{total} steps are too few for a race", begun)
         try:
             rest, held_out = apart()
@@ -121,7 +131,7 @@ class Race:
             log(f"learning rate {rate:.2g}, {steps} steps: {_score_words(trial)}")
             return trial
 
-        raced, spent = race(run, usual, steps, total // 4, self._budget(total))
+        raced, spent = race(run, usual, steps, total // 3, self.budget(total))
         answer = decide(raced, usual, total, self.calibration)
         return answer.finding(raced, time.perf_counter() - begun, spent / total)
 
@@ -225,9 +235,10 @@ def decide(trials: Sequence[Trial], usual: float, total: int, calibration: Calib
     left, middle, right = scores[best - 1 : best + 2]
     bend = max(left + right - 2 * middle, 1e-9)
     of_trials = here + (left - right) / (2 * bend)
-    of_run = of_trials - c.shift * math.log2(total / steps)
+    doublings = math.log2(total / steps)
+    of_run, of_run_sd = of_trials - c.shift * doublings, math.hypot(c.fit_sd, c.shift_sd * doublings)
     # Two measurements of one rate, each weighted by its precision.
-    weights = c.race_sd**-2, c.usual_sd**-2
+    weights = of_run_sd**-2, c.usual_sd**-2
     mean = (weights[0] * of_run + weights[1] * math.log2(usual)) / sum(weights)
     sd = sum(weights) ** -0.5
     reach = (c.worth / c.curvature) ** 0.5
