@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from benchmarks import lr_answers, lr_regret, measure
 from benchmarks.lr_calibration import Grid, grids
 from benchmarks.publish.rows import Tables, read_tables, table
+from firstlight.training.lr_finder import MIN_SHARE
 
 FINDERS = (*lr_answers.OURS, *lr_answers.RULES)
 
@@ -90,9 +91,30 @@ def regret(tables: Tables) -> str:
     return table(" | ".join(["setting", "best rate", *finders]), lines)
 
 
+def shares(tables: Tables) -> str:
+    """Write what another LRMIN changes: the mean difference of accuracy, over settings and seeds."""
+    usual = grids(tables["lr_regret"], "run")
+    kinds = dict.fromkeys(row["kind"] for row in tables["lr_regret"] if row["kind"].startswith("run, LRMIN"))
+    lines = []
+    for kind in sorted(kinds, key=lambda kind: float(kind.split()[-1])):
+        means = []
+        for name, grid in grids(tables["lr_regret"], kind).items():
+            rate, values = next(iter(grid.items()))
+            means.append(statistics.mean(100 * (values[seed] - usual[name][rate][seed]) for seed in values))
+        error = statistics.stdev(means) / math.sqrt(len(means))
+        cells = (
+            f"{float(kind.split()[-1]):.1%} of LRMAX",
+            str(len(means)),
+            f"{statistics.mean(means):+.1f} ± {error:.1f}",
+        )
+        lines.append(" | ".join((*cells, f"{min(means):+.1f} to {max(means):+.1f}")))
+    titles = f"LRMIN | settings | points beside {MIN_SHARE:.0%} of LRMAX | by setting"
+    return table(titles, lines)
+
+
 def main() -> None:
     measure.parser(__doc__).parse_args()
-    print(regret(read_tables()))
+    print(regret(read_tables()), shares(read_tables()), sep="\n\n")
 
 
 if __name__ == "__main__":
