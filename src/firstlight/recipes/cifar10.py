@@ -9,6 +9,7 @@ from firstlight.models.fast_net import FastNetSpec
 from firstlight.recipe import Recipe
 from firstlight.training.objective import Objective
 from firstlight.training.optimizers import SGD, Muon
+from firstlight.training.range_test import RangeTest
 from firstlight.training.schedule import OneCycle
 
 
@@ -27,6 +28,7 @@ def assignment() -> Recipe:
         augment=(Crop(32, pad=4, padding="reflect"), FlipLR(), Cutout(8)),
         optimizer=SGD(momentum=0.9, weight_decay=5e-4),
         schedule=OneCycle(peak_epoch=5),
+        finder=RangeTest(),  # which found the rates of all published runs
         batch_size=512,
         epochs=24,
         validation=0,
