@@ -23,6 +23,7 @@ from firstlight.recipes import RECIPES, description, named, resolve
 from firstlight.recipes.settings import documented, with_text, words
 from firstlight.record.recipe_file import Unknown, recipe_from_json
 from firstlight.training.optimizers import Adam, AdamW, Muon
+from firstlight.training.range_test import RangeTest
 from firstlight.training.schedule import OneCycle
 
 
@@ -100,6 +101,7 @@ def test_a_recipe_of_the_first_version_is_read(tmp_path: Path) -> None:
     )
     assert (recipe.objective.label_smoothing, recipe.objective.sharpness) == (0.1, 0.2)
     assert recipe_from_json(recipe.to_json()) == recipe
+    assert recipe.finder == RangeTest(), "the only finder that there was"
 
 
 def test_test_time_augmentation_shows_no_view_that_training_would_not() -> None:

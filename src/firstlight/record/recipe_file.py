@@ -113,4 +113,5 @@ def _upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         for part, names in _IN_PARTS.items()
     }
     flat = {name for names in _IN_PARTS.values() for name in names}
-    return {key: value for key, value in values.items() if key not in flat} | moved
+    # The only finder that there was.
+    return {"finder": {"type": "RangeTest"}} | {k: v for k, v in values.items() if k not in flat} | moved
