@@ -41,7 +41,8 @@ from firstlight.training.range_test import RangeTest
 from firstlight.training.state import TrainState
 
 TABLE = Path(__file__).with_suffix(".csv")
-SEEDS = 5
+SEEDS, OTHERS_SEEDS = 5, 3
+"""Seeds for which our finders, and those of others, are asked."""
 OURS = ("race", "constant", "range test")
 FASTAI = ("valley", "slide", "minimum", "steep")
 
@@ -161,6 +162,8 @@ def answers(
                 words=finding.peak_because,
             )
         )
+    if seed >= OTHERS_SEEDS:
+        return rows
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for kind, (package, rule) in RULES.items():
         if package not in curves:

@@ -177,10 +177,11 @@ class Job:
         """Say what is trained, on what, and how long it will take here from step `done` on."""
         machine, parts = self.machine, self.estimate(self.step_seconds(), done)
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+        threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
         return [
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
             f"{count_parameters(self.model):,} parameters",
-            f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
+            f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {threads}",
             f"{operations_on(machine)}; steps {steps_on(machine)}"
             if machine.device.type == "cuda"
             else operations_on(machine),

@@ -66,7 +66,7 @@ class SGD:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True
-    usual: ClassVar[UsualRate] = UsualRate(0.3, 0.5, -0.1)
+    usual: ClassVar[UsualRate] = UsualRate(0.25, 0.45, -0.3)
 
     def __post_init__(self) -> None:
         _check(self.weight_decay, momentum=self.momentum)
@@ -102,7 +102,7 @@ class Adam:
     beta2: float = 0.999
     weight_decay: float = 0.0
     optimizer: ClassVar[type[torch.optim.Adam]] = torch.optim.Adam
-    usual: ClassVar[UsualRate] = UsualRate(0.004, 0.5, -0.1)
+    usual: ClassVar[UsualRate] = UsualRate(0.007, 0.45, -0.3)
 
     def __post_init__(self) -> None:
         _check(self.weight_decay, beta1=self.beta1, beta2=self.beta2)
@@ -147,7 +147,7 @@ class Muon:
     linear_lr_factor: float = 1.0
     other_momentum: float = 0.85
     weight_decay: float = 0.0
-    usual: ClassVar[UsualRate] = UsualRate(0.1, 0.25, -0.1)
+    usual: ClassVar[UsualRate] = UsualRate(0.06, 0.45, -0.3)
 
     def __post_init__(self) -> None:
         factors = {"bias_lr_factor": self.bias_lr_factor, "linear_lr_factor": self.linear_lr_factor}

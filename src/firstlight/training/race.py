@@ -25,6 +25,8 @@ LEAST_STEPS = 8
 """A trial of fewer steps says nothing."""
 LEAST_LEARNT = 0.05
 """A trial whose score is less than this far below the first, in nats, has learnt nothing that ranks rates."""
+FAILS, MARGIN = 0.5, 2.0
+"""A trial that has learnt less than this share of what the best has fails; the answer is this factor lower."""
 EIGHTY = 1.2816
 """Standard deviations to each side of a mean between which 80 % of a normal distribution lie."""
 
@@ -34,19 +36,19 @@ class Calibration:
     """What short trials say about whole runs, measured by benchmarks/lr_regret.py; see docs/finder.md.
 
     shift, shift_sd: octaves by which the best rate falls with each doubling of the steps, from a trial to the
-        run, and how much that differs between networks and images.
+        run (negative where it rises), and how much that differs between networks and images.
     fit_sd: octaves by which the best rate of trials scatters where seeds alone differ.
     usual_sd: octaves by which the best rate of a run scatters about the usual one.
     curvature: accuracy that a run loses, in points, one octave from its best rate.
     worth: points of accuracy; a smaller difference does not count.
     """
 
-    shift: float = 0.3
-    shift_sd: float = 0.3
-    fit_sd: float = 0.3
-    usual_sd: float = 1.0
+    shift: float = -0.14
+    shift_sd: float = 0.35
+    fit_sd: float = 0.43
+    usual_sd: float = 1.15
     curvature: float = 1.0
-    worth: float = 0.3
+    worth: float = 0.1
 
 
 VERDICTS = {
@@ -66,9 +68,9 @@ class Race:
     better side until the best rate has a worse one on both sides. A trial is scored by the calibrated
     cross-entropy on training images that none of them trains on. A parabola through the best rate and its
     neighbours, over the rate's logarithm, has its lowest point at the best rate of such a short run. That of
-    a long run is lower (arXiv 2409.19913): the answer is shifted by what was measured, and averaged with the
-    usual rate, each weighted by its precision. Where the usual rate would cost less than a difference that
-    matters, it is the answer.
+    a long run differs (arXiv 2409.19913): the answer is shifted by what was measured, and averaged with the
+    usual rate, each weighted by its precision. It stays below a rate at which a trial failed. Where the usual
+    rate would cost less than a difference that matters, it is the answer.
 
     Raises InputError where the loss is not finite at any rate.
 
@@ -244,8 +246,11 @@ def decide(trials: Sequence[Trial], usual: float, total: int, calibration: Calib
     reach = (c.worth / c.curvature) ** 0.5
     interval = 2 ** (mean - EIGHTY * sd), 2 ** (mean + EIGHTY * sd)
     flat = 2 ** (mean - reach), 2 ** (mean + reach)
-    keeps = abs(mean - math.log2(usual)) <= reach
-    peak = usual if keeps else 2**mean
+    # A rate that fails in a short trial leaves no room for the longer run, in which sharpness grows.
+    fails = [t.rate for t in trials[best + 1 :] if _learnt(t) < FAILS * _learnt(trials[best])]
+    ceiling = fails[0] / MARGIN if fails else math.inf
+    keeps = abs(mean - math.log2(usual)) <= reach and usual <= ceiling
+    peak = usual if keeps else min(2**mean, ceiling)
     regret = c.curvature / 100 * (sd**2 + (math.log2(peak) - mean) ** 2)
     between = f"80 %: {interval[0]:.2g} to {interval[1]:.2g}"
     lost = c.curvature * (mean - math.log2(usual)) ** 2
