@@ -175,8 +175,7 @@ def _decoded(
     image.load()
     if exif:
         image.info["exif"] = exif
-    # Pillow turns a TIFF file itself.
-    turn = None if kind is TIFF else _TURNS.get(orientation(image))
+    turn = _TURNS.get(orientation(image))
     flat = grey_or_rgb(image, _factor(image.size, least_side))
     return flat if turn is None else flat.transpose(turn)
 

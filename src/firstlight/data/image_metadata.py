@@ -9,12 +9,19 @@ from PIL import Image
 
 from firstlight.data.image_formats import JPEG, FileKind
 
+_ORIENTATION = 0x0112
+
 
 def orientation(image: Image.Image) -> int:
     """Return the orientation in the metadata, 1…8, or 1 where there is none.
 
     It is read here and not by Pillow, which parses a whole block and raises, or warns, on any broken part.
     """
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        # A TIFF file: newer versions of Pillow turn the picture as it is decoded, and delete the tag.
+        value = tags.get(_ORIENTATION)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
     exif = image.info.get("exif")
     if exif is None:
         # How ImageMagick writes it into PNG: three lines, then hexadecimal digits.
@@ -31,7 +38,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _orientation_in_exif(exif: bytes) -> int | None:
-    """Return the value of tag 0x0112 in the first directory of an EXIF block, or None without one."""
+    """Return the orientation in the first directory of an EXIF block, or None where there is none."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -42,7 +49,7 @@ def _orientation_in_exif(exif: bytes) -> int | None:
         (count,) = struct.unpack_from(order + "H", exif, offset)
         for entry in range(offset + 2, offset + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", exif, entry)
-            if tag == 0x0112:
+            if tag == _ORIENTATION:
                 letter = {1: "B", 3: "H", 4: "I"}.get(kind, "H")
                 return int(struct.unpack_from(order + letter, exif, entry + 8)[0])
     except struct.error:
