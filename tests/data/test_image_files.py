@@ -21,6 +21,7 @@ from PIL import EpsImagePlugin, Image, ImageOps, features
 
 from firstlight.data import image_files, image_formats, image_modes
 from firstlight.data.image_files import open_upright, read_image, read_upright
+from firstlight.data.image_metadata import without_metadata
 from firstlight.data.image_modes import grey_or_rgb
 from firstlight.errors import InputError, printable
 
@@ -199,6 +200,7 @@ def test_16_bits_are_divided_by_257_in_either_byte_order(mode: str) -> None:
         pytest.param("i4", [-100, 0, 156], [0, 100, 255], id="negative whole numbers"),
         pytest.param("i4", [70000, 70000], [0, 0], id="one large value"),
         pytest.param("f4", [0, 0.25, 1], [0, 64, 255], id="0 to 1"),
+        pytest.param("f4", [0, 0.25, 1.6], [0, 0, 2], id="just above 1"),
         pytest.param("f4", [0, 0.25, 1.6, 255], [0, 0, 2, 255], id="0 to 255"),
         pytest.param("f4", [0, 510, 2040], [0, 64, 255], id="above 255"),
         pytest.param("f4", [-1, 0, 3], [0, 64, 255], id="negative"),
@@ -360,7 +362,7 @@ def test_an_orientation_in_xmp_or_in_hexadecimal_counts_and_one_beyond_8_does_no
         ({}, (3, 2)),
         ({"iTXt": xmp}, (2, 3)),
         ({"tEXt": profile}, (2, 3)),
-        ({"eXIf": exif((0x0112, 4, 1, 6))[6:]}, (2, 3)),
+        ({"eXIf": struct.pack(">2sHIHHHII", b"MM", 42, 8, 1, 0x0112, 4, 1, 6)}, (2, 3)),
         ({"eXIf": exif((0x0112, 3, 1, 9))[6:]}, (3, 2)),
     ):
         assert read_upright(io.BytesIO(png(3, 2, 8, 0, rows, **chunks)), "file").size == size
@@ -411,6 +413,16 @@ def test_a_png_with_a_broken_text_is_read_without_it_before_and_after_the_pixels
     with pytest.raises(OSError, match="cannot identify"):
         place = turned.index(b"IDAT") - 4
         Image.open(io.BytesIO(turned[:place] + bad + turned[place:]))
+
+
+def test_what_decoding_needs_is_not_taken_out_with_the_metadata() -> None:
+    block = exif((0x0112, 3, 1, 6))
+    data = saved(Image.new("CMYK", (16, 16)), "JPEG", exif=block, comment=b"a comment")
+    bare, kept_exif = without_metadata(image_formats.JPEG, data)
+    assert b"Adobe" in bare and b"Exif" not in bare and b"a comment" not in bare and kept_exif == block
+    rows = bytes([0, 90])
+    bad = png(2, 1, 8, 0, rows, tRNS=b"\0\x5a", zTXt=b"a\0\0" + zlib.compress(bytes(2**21)))
+    assert pixels(bad).tolist() == [[0, 255]]
 
 
 # ---------------------------------------------------------------- size
