@@ -21,6 +21,22 @@ def nearest(word: str, known: "list[str]") -> str:
     return f"Did you mean {close[0]!r}?" if close else "Known: " + ", ".join(sorted(known)) + "."
 
 
+def printable(text: object) -> str:
+    r"""Return a text or a path on one line, safe to print.
+
+    Control characters, line breaks, marks that turn the direction of writing, and bytes of a file name that
+    are not UTF-8 come out as escapes, such as `\n`, `\u202e` and `\xff`. Other letters stay as they are.
+    """
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
+
+
+def _escaped(letter: str) -> str:
+    # Python stands a byte that is not UTF-8 for by a surrogate, 0xDC00 above it.
+    if 0xDC80 <= ord(letter) <= 0xDCFF:
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
+
+
 class RunFailed(RuntimeError):
     """A run that was begun well cannot go on: disk, memory or arithmetic gave out.
 
