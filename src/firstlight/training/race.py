@@ -26,7 +26,7 @@ LEAST_STEPS = 8
 LEAST_LEARNT = 0.05
 """A trial whose score is less than this far below the first, in nats, has learnt nothing that ranks rates."""
 FAILS, MARGIN = 0.5, 2.0
-"""A trial that has learnt less than this share of what the best has fails; the answer is this factor lower."""
+"""A trial that has learnt less than this share of what the best has fails; the answer is so much lower."""
 EIGHTY = 1.2816
 """Standard deviations to each side of a mean between which 80 % of a normal distribution lie."""
 
