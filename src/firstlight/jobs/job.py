@@ -178,6 +178,7 @@ class Job:
         machine, parts = self.machine, self.estimate(self.step_seconds(), done)
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
         return [
+            *self.train.notes,
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
             f"{count_parameters(self.model):,} parameters",
             f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {machine.threads} threads",
