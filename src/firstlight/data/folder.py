@@ -1,4 +1,4 @@
-"""A person's own pictures: a folder of class sub-folders, split and read once."""
+"""A person's own pictures: a folder of class sub-folders, or a table of file and label."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from firstlight.data.folder_cache import Facts, FolderCache, Rows, key_of
-from firstlight.data.folder_files import Listing, Picture, classes_of, list_folder
+from firstlight.data.folder_files import Listing, NoClasses, Picture, classes_of, list_folder
 from firstlight.data.folder_pixels import FITS, SIDES, choose_side, read_pixels, reading_rule
 from firstlight.data.folder_split import held_out
+from firstlight.data.folder_table import SUFFIXES, find_table, list_table
 from firstlight.data.images import DataFacts, ImageSet, statistics
 from firstlight.data.names import several, shown
 from firstlight.errors import InputError
@@ -26,9 +27,9 @@ _FEWEST, _MOST = SIDES[0], SIDES[-1]
 
 @dataclass(frozen=True)
 class Folder:
-    """Pictures in class sub-folders, with or without train, valid and test above them.
+    """Pictures in class sub-folders, with or without train, valid and test above them, or named by a CSV.
 
-    path: the folder; another one may be given when it is loaded.
+    path: the folder or the CSV of file and label; another one may be given when it is loaded.
     side: height and width to which pictures are brought, 32 to 224; none chooses it from their sizes.
     largest: the largest side that is chosen where `side` is none.
     fit: how a picture becomes square, "crop" (its centre).
@@ -62,18 +63,18 @@ class Folder:
     def load(self, data_dir: Path | None = None) -> tuple[ImageSet, ImageSet]:
         """Return (train, test), memory-mapped where a cache can be kept; names are paths in the folder.
 
-        `data_dir` is the folder, or else `path`. The classes are those of the training images. The notes of
+        `data_dir` stands in for `path`. The classes are those of the training images. The notes of
         the training images say what was chosen and what was left out.
 
-        Raises InputError where the folder is missing or is no such folder, where a class has no training
+        Raises InputError where the folder is missing or is none of these, where a class has no training
         image that can be read, and where there is no test image.
         """
         root = self._root(data_dir)
-        return self._image_sets(root, list_folder(root))
+        return self._image_sets(root, list_pictures(root))
 
     def listing(self, data_dir: Path | None = None) -> Listing:
         """List the pictures and what is left out, each with its reason; no picture is read."""
-        return list_folder(self._root(data_dir))
+        return list_pictures(self._root(data_dir))
 
     def _root(self, data_dir: Path | None) -> Path:
         path = data_dir or self.path
@@ -84,11 +85,7 @@ class Folder:
             )
         root = Path(path).expanduser()
         if not root.exists():
-            raise InputError(f"there is no folder {shown(root)}")
-        if not root.is_dir():
-            raise InputError(
-                f"{shown(root)} is no folder", "Give a folder with one sub-folder for each class."
-            )
+            raise InputError(f"there is no folder or file {shown(root)}")
         return root
 
     def _image_sets(self, root: Path, listing: Listing) -> tuple[ImageSet, ImageSet]:
@@ -136,6 +133,27 @@ class Folder:
         if pixels.is_final:
             return cache.save(pixels.rows, facts)
         return pixels.rows[[*train, *test]], facts
+
+
+def list_pictures(path: Path) -> Listing:
+    """List the pictures of a folder with class sub-folders, of a table, or of a folder that holds a table.
+
+    Raises InputError where it is none of these.
+    """
+    if not path.is_dir():
+        if path.suffix.lower() in SUFFIXES:
+            return list_table(path)
+        raise InputError(
+            f"{shown(path)} is no folder and no table",
+            "Give a folder with one sub-folder for each class, or a CSV of file and label.",
+        )
+    try:
+        return list_folder(path)
+    except NoClasses:
+        table = find_table(path)
+        if table is None:
+            raise
+        return list_table(table)
 
 
 def _check_readable(root: Path, pictures: Sequence[Picture], reasons: Sequence[str]) -> None:

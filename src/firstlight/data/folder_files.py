@@ -37,6 +37,10 @@ _SYSTEM = frozenset(
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
+class NoClasses(InputError):
+    """A folder without two class folders."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A file that should be a picture.
@@ -244,7 +248,7 @@ def _check_classes(root: Path, pictures: Sequence[Picture], skipped: Sequence[Sk
             if reasons
             else ""
         )
-        raise InputError(f"{shown(root)} holds no pictures in class folders{detail}", folders)
+        raise NoClasses(f"{shown(root)} holds no pictures in class folders{detail}", folders)
     unknown = sorted({p.label for p in pictures if p.part == "test"} - set(classes), key=natural_key)
     if unknown:
         few = unknown[0] if len(unknown) == 1 else several(unknown)
@@ -254,6 +258,6 @@ def _check_classes(root: Path, pictures: Sequence[Picture], skipped: Sequence[Sk
             f"Labels go by the names of the training classes. {nearest(unknown[0], classes)}",
         )
     if len(classes) < 2:
-        raise InputError(
+        raise NoClasses(
             f"{shown(root)} has only one class, {classes[0]}: there is nothing to tell apart", folders
         )
