@@ -233,7 +233,7 @@ def test_a_folder_without_classes_is_refused(counts: Mapping[str, int], message:
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     assert "there is no folder or file" in error(tmp_path / "nowhere")
-    assert "is no folder and no table" in error(picture(tmp_path / "a.png"))
+    assert "is no folder, no table and no archive" in error(picture(tmp_path / "a.png"))
     with pytest.raises(InputError, match="no folder of pictures was given"):
         Folder().load()
 

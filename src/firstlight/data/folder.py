@@ -1,17 +1,19 @@
-"""A person's own pictures: a folder of class sub-folders, or a table of file and label."""
+"""A person's own pictures: a folder of class sub-folders, a table of file and label, or an archive."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from firstlight.data.archives import is_archive, unpacked
 from firstlight.data.folder_cache import Facts, FolderCache, Rows, key_of
 from firstlight.data.folder_files import Listing, NoClasses, Picture, classes_of, list_folder
 from firstlight.data.folder_pixels import FITS, SIDES, choose_side, read_pixels, reading_rule
@@ -29,7 +31,7 @@ _FEWEST, _MOST = SIDES[0], SIDES[-1]
 class Folder:
     """Pictures in class sub-folders, with or without train, valid and test above them, or named by a CSV.
 
-    path: the folder or the CSV of file and label; another one may be given when it is loaded.
+    path: the folder, the CSV of file and label, or a zip or tar of either; `load` may be given another.
     side: height and width to which pictures are brought, 32 to 224; none chooses it from their sizes.
     largest: the largest side that is chosen where `side` is none.
     fit: how a picture becomes square, "crop" (its centre).
@@ -70,11 +72,13 @@ class Folder:
         image that can be read, and where there is no test image.
         """
         root = self._root(data_dir)
-        return self._image_sets(root, list_pictures(root))
+        with _listed(root) as listing:
+            return self._image_sets(root, listing)
 
     def listing(self, data_dir: Path | None = None) -> Listing:
         """List the pictures and what is left out, each with its reason; no picture is read."""
-        return list_pictures(self._root(data_dir))
+        with _listed(self._root(data_dir)) as listing:
+            return listing
 
     def _root(self, data_dir: Path | None) -> Path:
         path = data_dir or self.path
@@ -135,6 +139,20 @@ class Folder:
         return pixels.rows[[*train, *test]], facts
 
 
+@contextmanager
+def _listed(path: Path) -> Iterator[Listing]:
+    """Give the listing of a folder, a table, or an archive of either, whose files are there until the end."""
+    if not is_archive(path) or path.is_dir():
+        yield list_pictures(path)
+        return
+    with unpacked(path) as (folder, skipped):
+        try:
+            listing = list_pictures(folder)
+        except InputError as error:  # the person knows the archive, not the folder
+            raise InputError(error.message.replace(shown(folder), shown(path)), error.hint) from None
+        yield replace(listing, skipped=(*skipped, *listing.skipped))
+
+
 def list_pictures(path: Path) -> Listing:
     """List the pictures of a folder with class sub-folders, of a table, or of a folder that holds a table.
 
@@ -144,8 +162,8 @@ def list_pictures(path: Path) -> Listing:
         if path.suffix.lower() in SUFFIXES:
             return list_table(path)
         raise InputError(
-            f"{shown(path)} is no folder and no table",
-            "Give a folder with one sub-folder for each class, or a CSV of file and label.",
+            f"{shown(path)} is no folder, no table and no archive",
+            "Give a folder with one sub-folder for each class, a CSV of file and label, or a zip or tar.",
         )
     try:
         return list_folder(path)
