@@ -139,6 +139,11 @@ class Folder:
         return pixels.rows[[*train, *test]], facts
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is what a `Folder` may be: a folder, a table or an archive that exists."""
+    return path.is_dir() or (path.is_file() and (path.suffix.lower() in SUFFIXES or is_archive(path)))
+
+
 @contextmanager
 def _listed(path: Path) -> Iterator[Listing]:
     """Give the listing of a folder, a table, or an archive of either, whose files are there until the end."""
