@@ -116,11 +116,14 @@ class Tree:
         name, path = parts[-1], self.path(parts)
         if name.startswith(".") or name.casefold() in _SYSTEM:
             return self.skip(parts, "hidden, or made by the system")
+        is_link = False
         try:
-            state = path.stat()
-            target = path.resolve()
+            state, target = path.lstat(), above[-1] / name
+            is_link = stat.S_ISLNK(state.st_mode)
+            if is_link:
+                state, target = path.stat(), path.resolve()
         except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
-            return self.skip(parts, "a broken link" if path.is_symlink() else "cannot be read")
+            return self.skip(parts, "a broken link" if is_link else "cannot be read")
         if not target.is_relative_to(self.root):
             return self.skip(parts, "a link out of the folder")
         if not stat.S_ISDIR(state.st_mode):
@@ -129,7 +132,7 @@ class Tree:
                 return self.skip(parts, reason)
             self.files[parts] = state
             return None
-        if path.is_symlink():
+        if is_link:
             # So that links between folders can neither go in a circle nor multiply.
             if target in above or target in self._linked:
                 return self.skip(parts, "a link to a folder that is read already")

@@ -14,8 +14,11 @@ def shown(name: object) -> str:
 
     Bytes of a file name that are no UTF-8 become `\\xNN`.
     """
+    text = str(name)
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
-        _escaped(c) if unicodedata.category(c) in _HARMFUL or c in _DIRECTIONS else c for c in str(name)
+        _escaped(c) if unicodedata.category(c) in _HARMFUL or c in _DIRECTIONS else c for c in text
     )
 
 
