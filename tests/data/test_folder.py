@@ -324,6 +324,15 @@ def test_the_same_file_stays_on_one_side(tmp_path: Path) -> None:
         assert any("the same file in several classes: x/0.png = x/again0.png" in note for note in train.notes)
 
 
+def test_a_class_of_a_few_pictures_many_times_has_a_test_image(tmp_path: Path) -> None:
+    root = folder(tmp_path, {"x": 2, "y": 4})
+    for number in range(6):
+        shutil.copy(root / "x" / f"{number // 5}.png", root / "x" / f"copy{number}.png")
+    train, test = load(root, test_share=0.1)
+    assert Counter(by_name(test).values())["x"] == 2, "the smaller group of the two"
+    assert Counter(by_name(train).values())["x"] == 6
+
+
 def test_a_class_of_one_picture_many_times_has_no_test_image(tmp_path: Path) -> None:
     root = folder(tmp_path, {"x": 1, "y": 4})
     for number in range(5):

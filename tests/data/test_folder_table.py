@@ -10,6 +10,7 @@ from folders import folder, picture
 
 from firstlight.data.folder import Folder, list_pictures
 from firstlight.data.folder_files import Listing
+from firstlight.data.folder_split import _draw
 from firstlight.errors import InputError
 
 ROWS = "a/0.png,cat\na/1.png,cat\na/2.png,dog\nb/0.png,dog\n"
@@ -148,10 +149,17 @@ def test_changed_labels_are_noticed_though_no_picture_changed(root: Path) -> Non
     write(root, "file,label\n" + ROWS.replace("a/1.png,cat", "a/1.png,dog"))
     second = Folder(path).load()
     by_name = {
-        n: int(label) for images in second for n, label in zip(images.names, images.labels, strict=True)
+        name: int(label) for each in second for name, label in zip(each.names, each.labels, strict=True)
     }
     assert by_name["a/1.png"] == 1 and sum(by_name.values()) == 3
     assert len(first[0]) + len(first[1]) == 4
+
+
+def test_changed_labels_change_the_split(root: Path) -> None:
+    names = sorted((f"{each}/{n}.png" for each in "ab" for n in range(3)), key=lambda name: _draw(0, name))
+    for labels, test in (("xxxyyy", {0, 3}), ("xyyxxy", {0, 1})):
+        rows = "\n".join(f"{name},{label}" for name, label in zip(names, labels, strict=True))
+        assert {*Folder(write(root, rows)).load()[1].names} == {names[index] for index in test}
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,8 @@ def held_out(pictures: Sequence[Picture], digests: Mapping[str, str], share: flo
         for group in groups_of[label]:
             if group[0].name not in test and taken[label] + _count(group, label) <= wanted[label]:
                 take(group)
-        for group in sorted(
-            groups_of[label], key=lambda group: _count(group, label)
-        ):  # all are larger than the share
+        # Each group is larger than the share.
+        for group in sorted(groups_of[label], key=lambda group: _count(group, label)):
             if not taken[label]:
                 take(group)
     return test
