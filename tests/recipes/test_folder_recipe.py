@@ -145,6 +145,17 @@ def test_the_shell_trains_on_a_folder_and_says_what_it_does(pets: Path, tmp_path
     assert (tmp_path / "runs" / "folder.scratch" / "report.html").is_file()
 
 
+def test_a_folder_whose_name_is_no_text_can_be_trained_on(pets: Path, tmp_path: Path) -> None:
+    odd = pets.rename(tmp_path / os.fsdecode(b"p\xe9ts\n"))
+    recipe, lines = chosen(odd)
+    assert lines[0].startswith(f"{tmp_path}/p\\xe9ts\\n is a folder")
+    options = {"precision": "fp32", "quiet": True, "out": tmp_path / "run"}
+    run = firstlight.train(recipe.over(1), **options, **{key: QUICK[key] for key in QUICK if key != "epochs"})
+    again = firstlight.open_run(run.path)
+    assert again.recipe.data == recipe.data and again.report().path.is_file()
+    assert again.evaluate(precision="fp32").accuracy == run.summary.test_accuracy
+
+
 def test_the_first_message_is_never_about_the_batch(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in pets.rglob("*.png"):
         if int(path.stem) > 3:
