@@ -150,7 +150,8 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         for recipe in options.recipes:
             named(recipe)  # or a wrong name would be found only after hours
-        for recipe in options.recipes or RECIPES:
+        # A recipe for a person's own pictures has none here.
+        for recipe in options.recipes or [name for name in RECIPES if named(name).data.facts()]:
             measure(recipe, options)
     except (InputError, RunFailed) as error:
         sys.exit(str(error))

@@ -72,7 +72,7 @@ _on_out = click.option(
 _the_run = click.argument("run", type=click.Path(path_type=Path))
 
 
-def _recipe(name: str, epochs: int | None, seed: int | None, pairs: Sequence[str]) -> Any:
+def _recipe(name: str, epochs: int | None, seed: int | None, pairs: Sequence[str], data: Any) -> Any:
     from firstlight.recipes import resolve
 
     text = {}
@@ -81,7 +81,7 @@ def _recipe(name: str, epochs: int | None, seed: int | None, pairs: Sequence[str
         if not key or not equals:
             raise InputError(f"--set takes KEY=VALUE, not {pair!r}", "For example: --set peak_lr=0.4")
         text[key.strip()] = value.strip()
-    return resolve(name, epochs=epochs, seed=seed, text=text)
+    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=click.echo)
 
 
 @firstlight.command()
@@ -113,13 +113,14 @@ def train(
     resume: bool,
     **options: Any,
 ) -> None:
-    """Train a recipe: find rates, train, evaluate, draw.
+    """Train a recipe, or on your own folder, archive or CSV: find rates, train, evaluate, draw.
 
     Writes the run folder runs/RECIPE, with a number behind it when that is taken.
     """
     from firstlight.jobs.train import train
 
-    train(_recipe(recipe, epochs, seed, settings), resume="auto" if resume else False, **options)
+    chosen = _recipe(recipe, epochs, seed, settings, options["data_dir"])
+    train(chosen, resume="auto" if resume else False, **options)
 
 
 @firstlight.command("find-lr")
@@ -131,7 +132,7 @@ def find_lr(
     """Run the learning-rate finder alone; write nothing."""
     from firstlight.jobs.find_lr import find_lr
 
-    finding = find_lr(_recipe(recipe, epochs, seed, settings), **options)
+    finding = find_lr(_recipe(recipe, epochs, seed, settings, options["data_dir"]), **options)
     click.echo(str(finding))
     click.echo(f"{finding.extent}, {finding.seconds:.0f} s")
 

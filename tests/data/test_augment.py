@@ -156,3 +156,15 @@ def test_what_is_too_large_for_the_image_is_refused() -> None:
     for spec, height, width in too_large:
         with pytest.raises(InputError, match=f"{height}×{width}"):
             sample(spec, 1, height, width)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero"])
+def test_a_crop_without_a_size_keeps_that_of_the_image(padding: str) -> None:
+    images, order = random_images(6, height=12, width=9), torch.arange(6)
+    free, fixed = Crop(None, pad=3, padding=padding), Crop(12, pad=3, padding=padding)
+    draws = free.sample(order, 12, 9, lambda epoch: stream(0, epoch), 0)
+    moved = free.apply(images, draws)
+    assert moved.shape == images.shape and free.output_size(12, 9) == (12, 9)
+    assert not torch.equal(moved, images) and draws.max() <= 6
+    square = random_images(6, height=12, width=12)
+    assert torch.equal(free.apply(square, draws), fixed.apply(square, draws))

@@ -61,19 +61,19 @@ def _corners(tops: int, lefts: int, count: int, generator: torch.Generator) -> T
 class Crop(Augmentation):
     """A random window of size×size from the image padded by `pad` pixels on each side.
 
-    size: side of the window, in pixels.
+    size: side of the window, in pixels; none keeps height and width of the image.
     pad: margin on each side, in pixels.
     padding: content of the margin, "reflect" (the image mirrored at its edge) or "zero" (black).
     """
 
-    size: int
+    size: int | None
     pad: int = 4
     padding: str = "reflect"
 
     columns: ClassVar[tuple[str, ...]] = ("top", "left")
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.pad < 0:
+        if (self.size is not None and self.size < 1) or self.pad < 0:
             raise InputError(f"a crop needs size ≥ 1 and pad ≥ 0, not {self.size} and {self.pad}")
         if self.padding not in ("reflect", "zero"):
             raise InputError(f"unknown padding {self.padding!r}", 'Known: "reflect", "zero".')
@@ -83,9 +83,10 @@ class Crop(Augmentation):
         return self.pad
 
     def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
-        tops, lefts = height + 2 * self.pad - self.size + 1, width + 2 * self.pad - self.size + 1
+        rows, columns = self.output_size(height, width)
+        tops, lefts = height + 2 * self.pad - rows + 1, width + 2 * self.pad - columns + 1
         if tops < 1 or lefts < 1 or self.pad >= min(height, width):
-            crop = f"{self.size}×{self.size} from {height}×{width} padded by {self.pad}"
+            crop = f"{rows}×{columns} from {height}×{width} padded by {self.pad}"
             raise InputError(f"cannot crop {crop}")
         return _corners(tops, lefts, len(order), stream(epoch))
 
@@ -95,7 +96,8 @@ class Crop(Augmentation):
         else:
             rows, columns = (self._mirror(side, images.device) for side in images.shape[2:])
             padded = images.index_select(2, rows).index_select(3, columns)
-        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        height, width = self.output_size(*images.shape[2:])
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         every = torch.arange(len(images), device=images.device)
         return windows[every, :, draws[:, 0], draws[:, 1]]
 
@@ -105,7 +107,7 @@ class Crop(Augmentation):
         return (side - 1) - ((side - 1) - index).abs()
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.size, self.size
+        return (height, width) if self.size is None else (self.size, self.size)
 
 
 @dataclass(frozen=True)

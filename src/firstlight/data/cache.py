@@ -72,7 +72,7 @@ class ArrayCache:
         """
         try:
             for name, path in zip(self.names, self._paths, strict=True):
-                with _whole(path) as temporary, temporary.open("xb") as file:
+                with whole(path) as temporary, temporary.open("xb") as file:
                     np.save(file, arrays[name], allow_pickle=False)
             self.set_verified(stamps(self._paths))
         except OSError:
@@ -87,7 +87,7 @@ class ArrayCache:
         """Record the stamps of files that were just verified."""
         lines = dict.fromkeys([*self._verified(), *current])
         # Files that are not recorded are verified again, which is only slower.
-        with suppress(OSError), _whole(self.folder / "verified.txt") as path:
+        with suppress(OSError), whole(self.folder / "verified.txt") as path:
             path.write_bytes("\n".join([*lines][-_MOST_STAMPS:]).encode(errors="surrogateescape"))
 
     def _verified(self) -> list[str]:
@@ -102,7 +102,7 @@ class ArrayCache:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """Give a path to write to; the file gets its own name only once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")

@@ -38,6 +38,7 @@ class ImageSet:
         also in the test set that belongs to them.
     names: one per image, by which a person finds it again.
     masks: bool, N×H×W, true on the object; only where the source knows it.
+    notes: what a person should know of how the set came to be, a sentence each.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class ImageSet:
     std: tuple[float, ...]
     names: Sequence[str]
     masks: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -122,19 +124,23 @@ class ImageSet:
         return self.subset(indices[~chosen]), self.subset(indices[chosen])
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Tensor, rows: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of uint8 N×C×H×W images, scaled to 0…1.
 
     Summed as integers, so the result does not depend on the order or the number of threads.
+
+    rows: int64, the indices of the images that count; by default all.
     """
     channels = images.shape[1]
     total = torch.zeros(channels, dtype=torch.int64)
     squares = torch.zeros(channels, dtype=torch.int64)
-    for part in images.split(4096):
-        wide = part.to(torch.int32)
+    rows = torch.arange(len(images)) if rows is None else rows
+    # About 50 MB at once as int32, whatever the size of an image.
+    for part in rows.split(max(1, 4096 * 3072 // max(images[:1].numel(), 1))):
+        wide = images[part].to(torch.int32)
         total += wide.sum(dim=(0, 2, 3), dtype=torch.int64)
         squares += (wide * wide).sum(dim=(0, 2, 3), dtype=torch.int64)
-    count = images.numel() // max(channels, 1)
+    count = len(rows) * images[0, 0].numel() if len(rows) and channels else 0
     if not count:
         raise InputError("an empty set of images has no mean")
     mean = total.double() / count

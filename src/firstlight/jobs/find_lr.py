@@ -22,5 +22,5 @@ def find_lr(
     **settings: Any,
 ) -> LRFinding:
     """Run the recipe's learning-rate finder, and write nothing."""
-    recipe = resolve(recipe, epochs=epochs, seed=seed, **settings)
+    recipe = resolve(recipe, data_dir=data_dir, epochs=epochs, seed=seed, **settings)
     return Job.prepare(recipe, None if data_dir is None else Path(data_dir), device, precision).find_rates()

@@ -179,6 +179,7 @@ class Job:
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
         threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
         return [
+            *self.train.notes,
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
             f"{count_parameters(self.model):,} parameters",
             f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {threads}",

@@ -62,7 +62,7 @@ def train(
     Raises InputError before anything is written, Diverged, and RunFailed where disk or memory give out.
     """
     start, log = time.perf_counter(), silent if quiet else say
-    recipe = resolve(recipe, epochs=epochs, seed=seed, **settings)
+    recipe = resolve(recipe, data_dir=data_dir, epochs=epochs, seed=seed, log=log, **settings)
     if seeds is not None:
         one = functools.partial(train, checkpoint_minutes=checkpoint_minutes, quiet=quiet)
         return train_seeds(recipe, seeds, one, data_dir, out, resume, device, precision, determinism, log)

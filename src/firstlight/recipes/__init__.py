@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from firstlight.data.names import shown
 from firstlight.errors import InputError, nearest
 from firstlight.machine.streams import seeded
 from firstlight.models.network import Layer, layers
 from firstlight.recipe import Recipe
-from firstlight.recipes import assignment, cifar10, settings, shapes
+from firstlight.recipes import assignment, cifar10, folder, settings, shapes
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10.assignment": cifar10.assignment,
     "cifar10.assignment_plus": cifar10.assignment_plus,
     "cifar10.fast": cifar10.fast,
+    folder.SCRATCH: folder.scratch,
     "shapes.demo": shapes.demo,
 }
 
@@ -22,7 +26,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def named(name: str) -> Recipe:
     """Return the recipe of that name."""
     if name not in RECIPES:
-        raise InputError(f"there is no recipe {name!r}", nearest(name, list(RECIPES)))
+        what = "recipe and no folder" if {os.sep, "/"} & {*name} else "recipe"
+        raise InputError(f"there is no {what} {shown(name)!r}", nearest(name, list(RECIPES)))
     return RECIPES[name]()
 
 
@@ -32,24 +37,37 @@ def table() -> dict[str, str]:
 
 
 def resolve(
-    recipe: str | Recipe,
+    recipe: str | os.PathLike[str] | Recipe,
     *,
+    data_dir: str | Path | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     text: Mapping[str, str] | None = None,
+    log: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> Recipe:
-    """Return a recipe by name or value, with changes.
+    """Return a recipe by name or value, with changes; a folder of pictures gives `folder.scratch`.
 
+    data_dir: where the data lies; only a recipe that follows the number of images looks there.
     epochs: shrinks or stretches the schedule in proportion. text: settings as a shell gives them; the other
-    settings are those of `Recipe.replace`.
+    settings are those of `Recipe.replace`. log: is told what was chosen, and why.
     """
-    chosen = named(recipe) if isinstance(recipe, str) else recipe
+    chosen = recipe if isinstance(recipe, Recipe) else _by_name(recipe, log)
     if epochs is not None:
         chosen = chosen.over(epochs)
     if seed is not None:
         changes["seed"] = seed
-    return settings.with_text(chosen.replace(**changes), text or {})
+    chosen = settings.with_text(chosen.replace(**changes), text or {})
+    if isinstance(recipe, Recipe):
+        return chosen
+    given = {*changes, *(text or {}), *(["epochs"] if epochs is not None else [])}
+    return folder.fitted(chosen, data_dir, given, log)
+
+
+def _by_name(name: str | os.PathLike[str], log: Callable[[str], None]) -> Recipe:
+    if name in RECIPES:
+        return named(str(name))
+    return folder.for_folder(name, log) or named(os.fspath(name))
 
 
 def description(recipe: Recipe, purpose: str = "") -> list[str]:

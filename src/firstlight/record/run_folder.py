@@ -30,7 +30,8 @@ ROOT = Path("runs")
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file aside, flush it and rename it, so that nobody ever sees half of it."""
-    data = content.encode() if isinstance(content, str) else content
+    # A path that is no UTF-8 holds lone surrogates; replaced like this they are what JSON reads back.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
     try:

@@ -1,0 +1,173 @@
+"""Pictures become pixels: their common side, and all of them read once, on several threads."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import statistics
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+from PIL import Image
+from tqdm import tqdm
+
+from firstlight.data import image_files
+from firstlight.data.folder_files import Picture
+from firstlight.data.image_files import read_image
+from firstlight.data.names import shown
+from firstlight.errors import InputError
+
+SIDES = (32, 64, 96, 128, 160, 224)
+"""Sides from which one is chosen."""
+FITS = ("crop",)
+"""How a picture becomes square."""
+_MEASURED = 500  # pictures of which the size is read to choose a side
+_MOST_THREADS = 4  # each may hold a picture of the largest size that is read, about 0.5 GB
+_AT_ONCE = 256
+
+Rows = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What came out of reading pictures, in their order.
+
+    rows: uint8, N×3×side×side; black where a picture could not be read.
+    digests: SHA-256 of each file. reasons: why it could not be read, "" where it was.
+    is_final: whether reading again would give the same: not after an error of the disk.
+    """
+
+    rows: Rows
+    digests: list[str]
+    reasons: list[str]
+    is_final: bool
+
+
+@dataclass(frozen=True)
+class _Result:
+    row: Rows | None
+    digest: str
+    reason: str = ""
+    is_final: bool = True
+
+
+def reading_rule() -> str:
+    """Return what changes when pixels may be computed otherwise: our reader's code and Pillow's version."""
+    return hashlib.sha256(f"{PIL.__version__} {inspect.getsource(image_files)}".encode()).hexdigest()
+
+
+def choose_side(pictures: Sequence[Picture], largest: int) -> tuple[int, int]:
+    """Return the largest side that is not above the median shorter side, and that median.
+
+    At least 32, at most `largest`. The median is that of 500 pictures, evenly taken.
+    """
+    sides = []
+    with _quiet():
+        for picture in pictures[:: -(-len(pictures) // _MEASURED)]:
+            try:
+                with Image.open(picture.path) as image:  # reads the header alone
+                    sides.append(min(image.size))
+            except Exception:  # it is named when it is read
+                continue
+    median = int(statistics.median(sides or [SIDES[0]]))
+    return max([SIDES[0], *(side for side in SIDES if side <= min(median, largest))]), median
+
+
+def read_pixels(pictures: Sequence[Picture], side: int, fit: str, folder: Path) -> Pixels:
+    """Read all pictures; rows go to an unnamed file in `folder`, or into memory where there is no room."""
+    shape = (len(pictures), 3, side, side)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            results = []
+            for result in _results(pictures, side, fit):
+                row = np.zeros(shape[1:], np.uint8) if result.row is None else result.row
+                # Not by the map: a full disk would end the process instead of raising an error.
+                file.write(row.tobytes())
+                results.append(result)
+            file.flush()
+            rows: Any = np.memmap(file, dtype=np.uint8, mode="c", shape=shape)
+    except OSError:
+        rows, results = np.zeros(shape, np.uint8), []
+        for index, result in enumerate(_results(pictures, side, fit)):
+            if result.row is not None:
+                rows[index] = result.row
+            results.append(result)
+    return Pixels(
+        rows,
+        [result.digest for result in results],
+        [result.reason for result in results],
+        all(result.is_final for result in results),
+    )
+
+
+def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[_Result]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    read = partial(_result, shape=(3, side, side), fit=fit)
+    # tqdm shows nothing in a file, and nothing of what is quickly done.
+    with (
+        _quiet(),
+        ThreadPoolExecutor(min(cores, _MOST_THREADS)) as pool,
+        tqdm(
+            total=len(pictures), desc="reading", unit=" pictures", delay=2, disable=None, leave=False
+        ) as bar,
+    ):
+        for start in range(0, len(pictures), _AT_ONCE):
+            for result in pool.map(read, pictures[start : start + _AT_ONCE]):
+                bar.update()
+                # Only the caller keeps a row, so memory stays bounded.
+                yield result
+
+
+def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
+    digest = picture.name  # a file that cannot be read is like no other
+    try:
+        with picture.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return _Result(_pixels(picture.path, shape, fit), digest)
+    except InputError as error:
+        cause = error.__context__
+        is_final = not (isinstance(cause, OSError) and cause.errno)
+        return _Result(None, digest, _reason(error.message, picture.path), is_final)
+    except OSError as error:
+        return _Result(None, digest, shown(error.strerror or error), is_final=False)
+    except Exception as error:  # decoders raise more than they document, and one file must not end the job
+        return _Result(
+            None, digest, shown(f"{type(error).__name__}: {error}"), not isinstance(error, MemoryError)
+        )
+
+
+def _pixels(path: Path, shape: tuple[int, int, int], fit: str) -> Rows:
+    """Read one picture; `fit` has one value so far, which is what the reader does."""
+    return read_image(path, shape).numpy()
+
+
+def _reason(message: str, path: Path) -> str:
+    """Return the reader's message without the path, which stands beside it in a list."""
+    for words in (f"cannot read {path} as an image: ", f" {str(path)!r}", f" {path}"):
+        message = message.replace(words, "")
+    return shown(message.replace("\n", " "))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Pillow's warnings; that of a picture too large for the memory is an error.
+
+    The reader sets that filter too, but threads that set and restore filters disturb each other: this one
+    holds for as long as they run.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,89 @@
+"""Recipes for a person's own pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Container
+from pathlib import Path
+
+from firstlight.data.augment import Crop, FlipLR
+from firstlight.data.folder import Folder, is_folder
+from firstlight.data.names import shown
+from firstlight.recipe import Recipe
+from firstlight.recipes import cifar10
+from firstlight.training.schedule import OneCycle
+
+SCRATCH = "folder.scratch"
+
+_SHOWN = 100_000
+"""Pictures shown over a whole run, repeated ones counted."""
+_EPOCHS = range(10, 61)
+_BATCHES = range(16, 501)
+_STEPS = 20
+"""Steps in an epoch, where there are pictures enough for them."""
+
+
+def scratch() -> Recipe:
+    """A folder of your own pictures: the fast network, trained from the beginning at 32 to 64 pixels.
+
+    Network, optimizer and objective are those of cifar10.fast; the learning rates are found. Batch and epochs
+    follow the number of pictures. Nothing of it has been tuned on folders of pictures yet.
+
+        firstlight train FOLDER
+    """
+    return dataclasses.replace(
+        cifar10.fast(),
+        name=SCRATCH,
+        data=Folder(largest=64),
+        augment=(Crop(None, pad=4, padding="reflect"), FlipLR(alternate=True)),
+        schedule=OneCycle(peak_epoch=0.5),
+        batch_size=32,
+        epochs=20,
+        sides=(),
+    )
+
+
+def for_folder(path: str | os.PathLike[str], log: Callable[[str], None]) -> Recipe | None:
+    """Return `folder.scratch` with a folder, table or archive of pictures, None where there is none."""
+    place = Path(path).expanduser()
+    if not is_folder(place):
+        return None
+    kind = "folder" if place.is_dir() else "file"
+    log(f"{shown(path)} is a {kind}, not a recipe: {SCRATCH} trains on its pictures")
+    # Absolute, so that the run can be evaluated and resumed from elsewhere.
+    return scratch().replace(path=str(place.absolute()))
+
+
+def fitted(
+    recipe: Recipe, data_dir: str | Path | None, given: Container[str], log: Callable[[str], None]
+) -> Recipe:
+    """Return the recipe with a batch and epochs for the number of its pictures, except what was given.
+
+    Another recipe, or one without a folder, is returned as it is. All pictures are read for that, which the
+    cache saves the training.
+    """
+    data = recipe.data
+    if recipe.name != SCRATCH or not (data_dir or getattr(data, "path", "")):
+        return recipe
+    count = len(data.load(None if data_dir is None else Path(data_dir))[0])
+    batch_size = recipe.batch_size if "batch_size" in given else fitting_batch(count)
+    epochs = recipe.epochs if "epochs" in given else fitting_epochs(count)
+    log(f"for {count:,} training images: batches of {batch_size}, {epochs} epoch{'s'[: epochs - 1]}")
+    return dataclasses.replace(recipe.over(epochs), batch_size=batch_size)
+
+
+def fitting_batch(count: int) -> int:
+    """Return a batch size that leaves at most a tenth of `count` images out of an epoch.
+
+    About a twentieth of them, 16 to 500, as far as there are so many.
+    """
+    size = min(max(count // _STEPS, _BATCHES[0]), _BATCHES[-1], count)
+    while count // size * size < 0.9 * count:
+        size -= 1
+    return size
+
+
+def fitting_epochs(count: int) -> int:
+    """Return the epochs in which `count` images are shown as often as is useful, 10 to 60."""
+    return min(max(round(_SHOWN / count), _EPOCHS[0]), _EPOCHS[-1])
