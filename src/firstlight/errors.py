@@ -21,13 +21,22 @@ def nearest(word: str, known: "list[str]") -> str:
     return f"Did you mean {close[0]!r}?" if close else "Known: " + ", ".join(sorted(known)) + "."
 
 
+_HARMFUL = {"Cc", "Cs", "Zl", "Zp"}  # control characters, bytes that are not UTF-8, line separators
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def printable(text: object) -> str:
     r"""Return a text or a path on one line, safe to print.
 
     Control characters, line breaks, marks that turn the direction of writing, and bytes of a file name that
     are not UTF-8 come out as escapes, such as `\n`, `\u202e` and `\xff`. Other letters stay as they are.
     """
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
+    import unicodedata
+
+    return "".join(
+        _escaped(letter) if unicodedata.category(letter) in _HARMFUL or letter in _TURNING else letter
+        for letter in str(text)
+    )
 
 
 def _escaped(letter: str) -> str:

@@ -84,7 +84,8 @@ class Run(Record):
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         if not files:
             raise InputError("no image was given")
-        images = torch.stack([read_image(file, self.data.shape) for file in files])
+        fit = getattr(self.recipe.data, "fit", "crop")  # as the training images were read
+        images = torch.stack([read_image(file, self.data.shape, fit) for file in files])
         with inference(self.model):
             rows = torch.cat([self.model(part).softmax(1) for part in self._normalised(images).split(250)])
         classes = self.data.classes

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 from folders import folder, picture
-from PIL import Image
 
-from firstlight.data import folder_files, folder_pixels
+from firstlight.data import folder_files, folder_pixels, image_files
 from firstlight.data.folder import Folder
 from firstlight.data.folder_files import Picture, list_folder
 from firstlight.data.folder_split import held_out
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet, statistics
-from firstlight.data.names import natural_key, shown
-from firstlight.errors import InputError
+from firstlight.data.names import natural_key
+from firstlight.errors import InputError, printable
 from firstlight.machine.storage import cache_folder
 
 SMALL = {"cat": 10, "dog": 5}
@@ -207,7 +205,9 @@ def test_names_that_would_break_a_line_are_escaped(tmp_path: Path) -> None:
     assert train.classes == ("caf\\xe9", "cat", "d\\nog") and "cat/\\x1b[31m.png" in names
     "\n".join([*names, *train.notes, *train.classes]).encode()
     (tmp_path / "test" / "x\ny").mkdir(parents=True)
-    assert shown("a\u202eb\x7f\u2028") == "a\\u202eb\\x7f\\u2028" and shown("Löwe 👩‍💻") == "Löwe 👩‍💻"
+    assert (
+        printable("a\u202eb\x7f\u2028") == "a\\u202eb\\x7f\\u2028" and printable("Löwe 👩‍💻") == "Löwe 👩‍💻"
+    )
     assert "no\\nwhere" in error(tmp_path / "no\nwhere")
 
 
@@ -410,7 +410,8 @@ def test_unreadable_files_are_left_out_and_named_with_the_reason(tmp_path: Path)
     assert len(names) == 19 and not {"cat/cut.png", "dog/text.jpg"} & names
     (note,) = (note for note in train.notes if note.startswith("left out, unreadable"))
     assert (
-        note.startswith("left out, unreadable: 2 (cat/cut.png: ") and "dog/text.jpg: cannot identify" in note
+        note.startswith("left out, unreadable: 2 (cat/cut.png: ")
+        and "dog/text.jpg: no image file of a known kind" in note
     )
     assert str(root) not in note
     labels = by_name(train) | by_name(test)
@@ -423,7 +424,9 @@ def test_a_class_without_a_readable_picture_is_an_error(tmp_path: Path) -> None:
     folder(tmp_path, SMALL)
     for number in range(5):
         (tmp_path / "dog" / f"{number}.png").write_bytes(b"broken")
-    assert "no training image of class dog can be read (dog/0.png: cannot identify" in error(tmp_path)
+    assert "no training image of class dog can be read (dog/0.png: no image file of a known kind" in error(
+        tmp_path
+    )
 
 
 def test_a_set_without_any_test_image_is_an_error(tmp_path: Path) -> None:
@@ -433,10 +436,10 @@ def test_a_set_without_any_test_image_is_an_error(tmp_path: Path) -> None:
 def test_a_decoder_that_fails_in_its_own_way_costs_one_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+    def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
         if path.name == "3.png":
             raise KeyError("chunk\n9")
-        return read_image(path, shape)
+        return read_image(path, shape, fit)
 
     monkeypatch.setattr(folder_pixels, "read_image", read)
     train, test = load(folder(tmp_path, {"a": 5, "b": 5}))
@@ -449,10 +452,8 @@ def test_a_picture_too_large_for_the_memory_is_left_out(
 ) -> None:
     root = folder(tmp_path, {"a": 5, "b": 5})
     picture(root / "a" / "huge.png", size=(400, 400))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train, test = load(root)
+    monkeypatch.setattr(image_files, "MOST_DECODED", 100_000)
+    train, test = load(root)
     assert len(train) + len(test) == 10 and any("a/huge.png" in note for note in train.notes)
 
 
@@ -464,9 +465,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of files that are decoded from here on."""
     names: list[str] = []
 
-    def read(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+    def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
         names.append(path.name)
-        return read_image(path, shape)
+        return read_image(path, shape, fit)
 
     monkeypatch.setattr(folder_pixels, "read_image", read)
     return names
@@ -597,10 +598,10 @@ def test_a_passing_error_of_the_disk_is_not_remembered(
 ) -> None:
     root = folder(tmp_path, {"a": 5, "b": 5})
 
-    def fail(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
+    def fail(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
         if path.name == "3.png":
             raise OSError(5, "Input/output error")
-        return read_image(path, shape)
+        return read_image(path, shape, fit)
 
     with monkeypatch.context() as patch:
         patch.setattr(folder_pixels, "read_image", fail)

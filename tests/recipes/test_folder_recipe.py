@@ -141,7 +141,9 @@ def test_the_shell_trains_on_a_folder_and_says_what_it_does(pets: Path, tmp_path
     assert lines[0] == "pets is a folder, not a recipe: folder.scratch trains on its pictures"
     assert lines[1] == "for 32 training images: batches of 16, 1 epoch"
     assert f"{pets}: 2 classes (dark 20, light 20)" in lines
-    assert "left out, unreadable: 1 (dark/broken.png: cannot identify image file)" in lines
+    assert any(
+        line.startswith("left out, unreadable: 1 (dark/broken.png: no image file of a kn") for line in lines
+    )
     assert (tmp_path / "runs" / "folder.scratch" / "report.html").is_file()
 
 

@@ -19,8 +19,7 @@ from typing import IO
 
 from firstlight.data.cache import stamps
 from firstlight.data.folder_files import Skipped
-from firstlight.data.names import shown
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
 from firstlight.machine.storage import cache_folder
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -62,7 +61,8 @@ def unpacked(path: Path) -> Iterator[tuple[Path, list[Skipped]]]:
             _unpack(path, Path(temporary))
         except OSError as error:
             raise InputError(
-                f"cannot unpack {shown(path)}: {error.strerror or error}", "Unpack it, and give the folder."
+                f"cannot unpack {printable(path)}: {error.strerror or error}",
+                "Unpack it, and give the folder.",
             ) from None
         yield Path(temporary) / "files", _skipped(Path(temporary))
 
@@ -118,12 +118,12 @@ def _unpack(path: Path, folder: Path) -> None:
         for number, (name, content) in enumerate(_members(path)):
             if number >= MOST_MEMBERS:
                 raise InputError(
-                    f"{shown(path)} holds more than {MOST_MEMBERS:,} members", "Unpack it yourself."
+                    f"{printable(path)} holds more than {MOST_MEMBERS:,} members", "Unpack it yourself."
                 )
             target = files.joinpath(*_parts(path, name))
             if isinstance(content, str) or target.exists():
                 reason = content if isinstance(content, str) else "twice in the archive"
-                skipped.append((shown(name), reason))
+                skipped.append((printable(name), reason))
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as file:
@@ -131,7 +131,7 @@ def _unpack(path: Path, folder: Path) -> None:
                     left -= len(part)
                     if left < 0:
                         raise InputError(
-                            f"{shown(path)} unpacks to more than its size allows, at {shown(name)}",
+                            f"{printable(path)} unpacks to more than its size allows, at {printable(name)}",
                             "If you trust it, unpack it and give the folder.",
                         )
                     file.write(part)
@@ -140,7 +140,7 @@ def _unpack(path: Path, folder: Path) -> None:
         raise
     except _DAMAGED as error:
         raise InputError(
-            f"{shown(path)} cannot be unpacked: {shown(error)}",
+            f"{printable(path)} cannot be unpacked: {printable(error)}",
             "Is it whole? An encrypted one cannot be read.",
         ) from None
     values = {"files": count, "skipped": skipped}
@@ -153,7 +153,7 @@ def _parts(path: Path, name: str) -> tuple[str, ...]:
     parts = PurePosixPath(plain).parts
     if not parts or plain.startswith("/") or PureWindowsPath(plain).drive or ".." in parts or "\0" in name:
         raise InputError(
-            f"{shown(path)} holds a path that leads out of it: {shown(name)}",
+            f"{printable(path)} holds a path that leads out of it: {printable(name)}",
             "Do not use it, or unpack it yourself.",
         )
     return parts

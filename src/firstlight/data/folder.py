@@ -16,12 +16,13 @@ from torch import Tensor
 from firstlight.data.archives import is_archive, unpacked
 from firstlight.data.folder_cache import Facts, FolderCache, Rows, key_of
 from firstlight.data.folder_files import Listing, NoClasses, Picture, classes_of, list_folder
-from firstlight.data.folder_pixels import FITS, SIDES, choose_side, read_pixels, reading_rule
+from firstlight.data.folder_pixels import SIDES, choose_side, read_pixels, reading_rule
 from firstlight.data.folder_split import held_out
 from firstlight.data.folder_table import SUFFIXES, find_table, list_table
+from firstlight.data.image_files import FITS
 from firstlight.data.images import DataFacts, ImageSet, statistics
-from firstlight.data.names import several, shown
-from firstlight.errors import InputError
+from firstlight.data.names import several
+from firstlight.errors import InputError, printable
 from firstlight.machine.storage import cache_folder
 
 _FEWEST, _MOST = SIDES[0], SIDES[-1]
@@ -34,7 +35,7 @@ class Folder:
     path: the folder, the CSV of file and label, or a zip or tar of either; `load` may be given another.
     side: height and width to which pictures are brought, 32 to 224; none chooses it from their sizes.
     largest: the largest side that is chosen where `side` is none.
-    fit: how a picture becomes square, "crop" (its centre).
+    fit: how a picture becomes square: "crop" (its centre), "pad" (on white) or "stretch".
     test_share: share of each class that is held out for the test where there is no test folder.
     seed: of that split.
     """
@@ -89,7 +90,7 @@ class Folder:
             )
         root = Path(path).expanduser()
         if not root.exists():
-            raise InputError(f"there is no folder or file {shown(root)}")
+            raise InputError(f"there is no folder or file {printable(root)}")
         return root
 
     def _image_sets(self, root: Path, listing: Listing) -> tuple[ImageSet, ImageSet]:
@@ -129,7 +130,7 @@ class Folder:
         if not test:
             is_divided = any(picture.part for picture in pictures)
             why = "it cannot be read" if is_divided else "no class has two different pictures"
-            raise InputError(f"{shown(root)} gives no test image: {why}", "Add pictures of each class.")
+            raise InputError(f"{printable(root)} gives no test image: {why}", "Add pictures of each class.")
         mean, std = statistics(torch.from_numpy(pixels.rows), torch.tensor(train))
         unreadable = [(index, reason) for index, reason in enumerate(pixels.reasons) if reason]
         notes = _duplicates(pictures, pixels.digests, train, test)
@@ -154,7 +155,7 @@ def _listed(path: Path) -> Iterator[Listing]:
         try:
             listing = list_pictures(folder)
         except InputError as error:  # the person knows the archive, not the folder
-            raise InputError(error.message.replace(shown(folder), shown(path)), error.hint) from None
+            raise InputError(error.message.replace(printable(folder), printable(path)), error.hint) from None
         yield replace(listing, skipped=(*skipped, *listing.skipped))
 
 
@@ -167,7 +168,7 @@ def list_pictures(path: Path) -> Listing:
         if path.suffix.lower() in SUFFIXES:
             return list_table(path)
         raise InputError(
-            f"{shown(path)} is no folder, no table and no archive",
+            f"{printable(path)} is no folder, no table and no archive",
             "Give a folder with one sub-folder for each class, a CSV of file and label, or a zip or tar.",
         )
     try:
@@ -187,7 +188,8 @@ def _check_readable(root: Path, pictures: Sequence[Picture], reasons: Sequence[s
         if label not in good:
             picture, reason = next(pair for pair in pairs if pair[0].label == label)
             raise InputError(
-                f"{shown(root)}: no training image of class {label} can be read ({picture.name}: {reason})",
+                f"{printable(root)}: no training image of class {label} can be read "
+                f"({picture.name}: {reason})",
                 "Mend or replace the files, or remove the class.",
             )
 
@@ -219,7 +221,7 @@ def _notes(folder: Folder, root: Path, listing: Listing, facts: Facts) -> Iterat
     counts = Counter(pictures[index].label for index in (*facts.train, *facts.test))
     numbers = several([f"{label} {counts[label]:,}" for label in classes], 10)
     because = f"; the median of their shorter sides is {facts.median}" if facts.median else ""
-    yield f"{shown(root)}: {len(classes)} classes ({numbers})"
+    yield f"{printable(root)}: {len(classes)} classes ({numbers})"
     yield f"pictures are read as {facts.side}×{facts.side}, their centre{because}"
     if not any(picture.part for picture in pictures):
         total = len(facts.train) + len(facts.test)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from firstlight.data.names import composed, natural_key, several, shown
-from firstlight.errors import InputError, nearest
+from firstlight.data.names import composed, natural_key, several
+from firstlight.errors import InputError, nearest, printable
 
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -93,7 +93,7 @@ class Tree:
         try:
             os.scandir(tree.root).close()
         except OSError as error:
-            raise InputError(f"cannot read the folder {shown(root)}: {error.strerror}") from None
+            raise InputError(f"cannot read the folder {printable(root)}: {error.strerror}") from None
         tree._walk((), (tree.root,))
         return tree
 
@@ -101,7 +101,7 @@ class Tree:
         return self.root.joinpath(*parts)
 
     def skip(self, parts: Sequence[str], reason: str) -> None:
-        self.skipped.append(Skipped(shown("/".join(parts)), reason))
+        self.skipped.append(Skipped(printable("/".join(parts)), reason))
 
     def _walk(self, parts: tuple[str, ...], above: tuple[Path, ...]) -> None:
         try:
@@ -179,7 +179,7 @@ def list_folder(root: Path) -> Listing:
     deep = {parts[depth] for parts in tree.files if len(parts) > depth + 2}
     if tops and not set(roles.values()) - {"valid", "test"} and deep == tops:
         raise InputError(
-            f"{shown(root)} has {several(sorted(tops))} but no train folder",
+            f"{printable(root)} has {several(sorted(tops))} but no train folder",
             "Name the training folder train.",
         )
     trains = [top for top in deep if roles[top] == "train"]
@@ -193,8 +193,8 @@ def list_folder(root: Path) -> Listing:
         elif len(parts) <= at + 1:
             tree.skip(parts, "lies in no class folder")
         else:
-            label = shown(composed(parts[at]))
-            name = shown("/".join(parts))
+            label = printable(composed(parts[at]))
+            name = printable("/".join(parts))
             pictures.append(Picture(name, tree.path(parts), label, role, stamp(state)))
     filled = {parts[:length] for parts in tree.files for length in range(1, len(parts))}
     for parts in tree.folders:
@@ -251,16 +251,16 @@ def _check_classes(root: Path, pictures: Sequence[Picture], skipped: Sequence[Sk
             if reasons
             else ""
         )
-        raise NoClasses(f"{shown(root)} holds no pictures in class folders{detail}", folders)
+        raise NoClasses(f"{printable(root)} holds no pictures in class folders{detail}", folders)
     unknown = sorted({p.label for p in pictures if p.part == "test"} - set(classes), key=natural_key)
     if unknown:
         few = unknown[0] if len(unknown) == 1 else several(unknown)
         what = "class" if len(unknown) == 1 else "classes"
         raise InputError(
-            f"{shown(root)}: {what} {few} in test but not in train",
+            f"{printable(root)}: {what} {few} in test but not in train",
             f"Labels go by the names of the training classes. {nearest(unknown[0], classes)}",
         )
     if len(classes) < 2:
         raise NoClasses(
-            f"{shown(root)} has only one class, {classes[0]}: there is nothing to tell apart", folders
+            f"{printable(root)} has only one class, {classes[0]}: there is nothing to tell apart", folders
         )

@@ -22,16 +22,13 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-from firstlight.data import image_files
+from firstlight.data import image_files, image_formats, image_metadata, image_modes
 from firstlight.data.folder_files import Picture
-from firstlight.data.image_files import read_image
-from firstlight.data.names import shown
-from firstlight.errors import InputError
+from firstlight.data.image_files import read_image, size_of
+from firstlight.errors import InputError, printable
 
 SIDES = (32, 64, 96, 128, 160, 224)
 """Sides from which one is chosen."""
-FITS = ("crop",)
-"""How a picture becomes square."""
 _MEASURED = 500  # pictures of which the size is read to choose a side
 _MOST_THREADS = 4  # each may hold a picture of the largest size that is read, about 0.5 GB
 _AT_ONCE = 256
@@ -64,7 +61,9 @@ class _Result:
 
 def reading_rule() -> str:
     """Return what changes when pixels may be computed otherwise: our reader's code and Pillow's version."""
-    return hashlib.sha256(f"{PIL.__version__} {inspect.getsource(image_files)}".encode()).hexdigest()
+    reader = (image_files, image_formats, image_metadata, image_modes)
+    code = "".join(map(inspect.getsource, reader))
+    return hashlib.sha256(f"{PIL.__version__} {code}".encode()).hexdigest()
 
 
 def choose_side(pictures: Sequence[Picture], largest: int) -> tuple[int, int]:
@@ -76,8 +75,7 @@ def choose_side(pictures: Sequence[Picture], largest: int) -> tuple[int, int]:
     with _quiet():
         for picture in pictures[:: -(-len(pictures) // _MEASURED)]:
             try:
-                with Image.open(picture.path) as image:  # reads the header alone
-                    sides.append(min(image.size))
+                sides.append(min(size_of(picture.path)))
             except Exception:  # it is named when it is read
                 continue
     median = int(statistics.median(sides or [SIDES[0]]))
@@ -135,29 +133,25 @@ def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
     try:
         with picture.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _Result(_pixels(picture.path, shape, fit), digest)
+        return _Result(read_image(picture.path, shape, fit).numpy(), digest)
     except InputError as error:
         cause = error.__context__
         is_final = not (isinstance(cause, OSError) and cause.errno)
         return _Result(None, digest, _reason(error.message, picture.path), is_final)
     except OSError as error:
-        return _Result(None, digest, shown(error.strerror or error), is_final=False)
+        return _Result(None, digest, printable(error.strerror or error), is_final=False)
     except Exception as error:  # decoders raise more than they document, and one file must not end the job
         return _Result(
-            None, digest, shown(f"{type(error).__name__}: {error}"), not isinstance(error, MemoryError)
+            None, digest, printable(f"{type(error).__name__}: {error}"), not isinstance(error, MemoryError)
         )
-
-
-def _pixels(path: Path, shape: tuple[int, int, int], fit: str) -> Rows:
-    """Read one picture; `fit` has one value so far, which is what the reader does."""
-    return read_image(path, shape).numpy()
 
 
 def _reason(message: str, path: Path) -> str:
     """Return the reader's message without the path, which stands beside it in a list."""
-    for words in (f"cannot read {path} as an image: ", f" {str(path)!r}", f" {path}"):
-        message = message.replace(words, "")
-    return shown(message.replace("\n", " "))
+    name = printable(path)
+    for words in (f"cannot read {name}: ", f"cannot decode {name}, ", f"{name} is ", name):
+        message = message.removeprefix(words)
+    return printable(message.replace("\n", " "))
 
 
 @contextmanager

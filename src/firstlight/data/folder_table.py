@@ -17,8 +17,8 @@ from firstlight.data.folder_files import (
     reason_against,
     stamp,
 )
-from firstlight.data.names import composed, several, shown
-from firstlight.errors import InputError
+from firstlight.data.names import composed, several
+from firstlight.errors import InputError, printable
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 _DELIMITERS = ",;\t|"
@@ -83,13 +83,13 @@ def list_table(path: Path) -> Listing:
         for what, one, two in (("label", other.label, picture.label), ("split", other.part, picture.part)):
             if one != two:
                 raise InputError(
-                    f"{shown(path)}: {picture.name} has two {what}s, {one} (line {before.line}) "
+                    f"{printable(path)}: {picture.name} has two {what}s, {one} (line {before.line}) "
                     f"and {two} (line {row.line})",
                     "Keep one of the lines.",
                 )
     if not pictures:
         few = several([f"{each.name}: {each.reason}" for each in skipped], 3)
-        raise InputError(f"{shown(path)} names no picture in its folder ({few})", _HINT)
+        raise InputError(f"{printable(path)} names no picture in its folder ({few})", _HINT)
     return listing(path, [picture for _, picture in pictures.values()], skipped)
 
 
@@ -102,13 +102,13 @@ def _rows(path: Path) -> list[_Row]:
         try:
             rows = list(_split(text, delimiter))
         except csv.Error as error:
-            raise InputError(f"{shown(path)} cannot be read as a table: {error}", _HINT) from None
+            raise InputError(f"{printable(path)} cannot be read as a table: {error}", _HINT) from None
         width = len(rows[0].cells) if rows else 0
         regular = sum(len(row.cells) == width for row in rows)
         if width > 1 and regular > most:
             best, most = rows, regular
     if not best:
-        raise InputError(f"{shown(path)} has no two columns", _HINT)
+        raise InputError(f"{printable(path)} has no two columns", _HINT)
     return best
 
 
@@ -124,13 +124,15 @@ def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {shown(path)}: {error.strerror}") from None
+        raise InputError(f"cannot read {printable(path)}: {error.strerror}") from None
     is_wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return data.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{shown(path)} is not UTF-8 in line {line}", "Save the table as UTF-8.") from None
+        raise InputError(
+            f"{printable(path)} is not UTF-8 in line {line}", "Save the table as UTF-8."
+        ) from None
 
 
 def _columns(path: Path, rows: Sequence[_Row]) -> _Columns:
@@ -150,14 +152,14 @@ def _columns(path: Path, rows: Sequence[_Row]) -> _Columns:
     some = [row.cells for row in rows[:200] if len(row.cells) == width]
     files = [sum(_find(path.parent, cells[index]) is not None for cells in some) for index in range(width)]
     if width > 3 or not max(files):
-        raise InputError(f"{shown(path)}: the columns {several(rows[0].cells)} are not clear", _HINT)
+        raise InputError(f"{printable(path)}: the columns {several(rows[0].cells)} are not clear", _HINT)
     file = files.index(max(files))
     others = [index for index in range(width) if index != file]
     parts = [index for index in others if all(cells[index].casefold() in PARTS for cells in some)]
     part = parts[-1] if width == 3 and parts else None
     label = next(index for index in others if index != part)
     if width == 3 and part is None:
-        raise InputError(f"{shown(path)}: the columns {several(rows[0].cells)} are not clear", _HINT)
+        raise InputError(f"{printable(path)}: the columns {several(rows[0].cells)} are not clear", _HINT)
     return _Columns(file, label, part, has_header=False)
 
 
@@ -182,19 +184,19 @@ def _picture(table: Path, row: _Row, columns: _Columns, width: int) -> Picture |
         return Skipped(at, "a row without a label" if file else "a row without a file")
     path = _find(table.parent, file)
     if path is None:
-        return Skipped(f"{at}, {shown(file)}", "a row whose file is not there")
+        return Skipped(f"{at}, {printable(file)}", "a row whose file is not there")
     root, target = table.parent.resolve(), path.resolve()
     if not target.is_relative_to(root):
-        return Skipped(f"{at}, {shown(file)}", "a row whose file is not in the folder of the table")
+        return Skipped(f"{at}, {printable(file)}", "a row whose file is not in the folder of the table")
     if columns.part is not None and part.casefold() not in PARTS:
         raise InputError(
-            f"{shown(table)}, line {row.line}: the split {shown(part)!r} is not known",
+            f"{printable(table)}, line {row.line}: the split {printable(part)!r} is not known",
             "Known: train, valid, test.",
         )
     state = path.stat()
     if reason := reason_against(path, state):
-        return Skipped(f"{at}, {shown(file)}", reason)
+        return Skipped(f"{at}, {printable(file)}", reason)
     # The path as it was written; where that goes round by another folder, the file's own.
     direct = ".." not in path.parts and path.is_relative_to(table.parent)
-    name = shown((path.relative_to(table.parent) if direct else target.relative_to(root)).as_posix())
-    return Picture(name, path, shown(composed(text)), PARTS.get(part.casefold(), ""), stamp(state))
+    name = printable((path.relative_to(table.parent) if direct else target.relative_to(root)).as_posix())
+    return Picture(name, path, printable(composed(text)), PARTS.get(part.casefold(), ""), stamp(state))

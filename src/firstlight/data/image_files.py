@@ -87,6 +87,15 @@ def _fitted(picture: Image.Image, size: tuple[int, int], fit: str) -> Image.Imag
     return ground
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Return width and height as the header of a file says them, before any turn.
+
+    Raises InputError where it is no file of a readable kind, and whatever Pillow raises for a broken header.
+    """
+    with open(path, "rb") as stream:
+        return open_header(_readable_kind(stream.read(HEAD_BYTES), printable(path)), stream).size
+
+
 def open_upright(path: Path, least_side: int | None = None) -> Image.Image:
     """Return the picture in a file, upright, in mode L or RGB.
 

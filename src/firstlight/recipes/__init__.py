@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from firstlight.data.names import shown
-from firstlight.errors import InputError, nearest
+from firstlight.errors import InputError, nearest, printable
 from firstlight.machine.streams import seeded
 from firstlight.models.network import Layer, layers
 from firstlight.recipe import Recipe
@@ -27,7 +26,7 @@ def named(name: str) -> Recipe:
     """Return the recipe of that name."""
     if name not in RECIPES:
         what = "recipe and no folder" if {os.sep, "/"} & {*name} else "recipe"
-        raise InputError(f"there is no {what} {shown(name)!r}", nearest(name, list(RECIPES)))
+        raise InputError(f"there is no {what} {printable(name)!r}", nearest(name, list(RECIPES)))
     return RECIPES[name]()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from firstlight.data.augment import Crop, FlipLR
 from firstlight.data.folder import Folder, is_folder
-from firstlight.data.names import shown
+from firstlight.errors import printable
 from firstlight.recipe import Recipe
 from firstlight.recipes import cifar10
 from firstlight.training.schedule import OneCycle
@@ -50,7 +50,7 @@ def for_folder(path: str | os.PathLike[str], log: Callable[[str], None]) -> Reci
     if not is_folder(place):
         return None
     kind = "folder" if place.is_dir() else "file"
-    log(f"{shown(path)} is a {kind}, not a recipe: {SCRATCH} trains on its pictures")
+    log(f"{printable(path)} is a {kind}, not a recipe: {SCRATCH} trains on its pictures")
     # Absolute, so that the run can be evaluated and resumed from elsewhere.
     return scratch().replace(path=str(place.absolute()))
 
