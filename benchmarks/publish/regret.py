@@ -112,9 +112,25 @@ def shares(tables: Tables) -> str:
     return table(titles, lines)
 
 
+def methods(tables: Tables) -> str:
+    """Write the accuracies of methods without a learning rate, beside those at the best rate of the grid."""
+    runs = grids(tables["lr_regret"], "run")
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in tables["lr_methods"]:
+        found[row["setting"]][row["method"]].append(100 * float(row["accuracy"]))
+    names = list(dict.fromkeys(row["method"] for row in tables["lr_methods"]))
+    lines = []
+    for setting, accuracies in found.items():
+        best = 100 * max(statistics.mean(values.values()) for values in runs[setting].values())
+        cells = [f"{statistics.mean(accuracies[name]):.1f} %" for name in names]
+        lines.append(" | ".join([setting, f"{best:.1f} %", *cells]))
+    return table(" | ".join(["setting", "best rate of the grid", *names]), lines)
+
+
 def main() -> None:
     measure.parser(__doc__).parse_args()
-    print(regret(read_tables()), shares(read_tables()), sep="\n\n")
+    tables = read_tables()
+    print(regret(tables), shares(tables), methods(tables), sep="\n\n")
 
 
 if __name__ == "__main__":

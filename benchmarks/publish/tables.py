@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import BENCHMARKS, Row
 from benchmarks.publish.insight_tables import pointing, suspects
-from benchmarks.publish.regret import regret, shares
+from benchmarks.publish.regret import methods, regret, shares
 from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, table, yardsticks
 from benchmarks.recipes.choose import AS_IT_STANDS
 from firstlight.errors import InputError
@@ -221,7 +221,7 @@ PARTS: dict[str, Callable[[Tables], str]] = {
     part.__name__: part
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
-        *(ablations, pointing, suspects, regret, shares),
+        *(ablations, pointing, suspects, regret, shares, methods),
     )
 }
 
