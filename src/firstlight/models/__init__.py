@@ -1,6 +1,7 @@
 """What learns: networks, one file each. A new one is added to `NETWORKS`."""
 
 from firstlight.models.custom_resnet import CustomResNetSpec
+from firstlight.models.efficientnet_lite import EfficientNetLiteSpec
 from firstlight.models.fast_net import FastNetSpec
 
-NETWORKS = (CustomResNetSpec, FastNetSpec)
+NETWORKS = (CustomResNetSpec, FastNetSpec, EfficientNetLiteSpec)
