@@ -22,7 +22,7 @@ from firstlight.jobs.job import Job
 from firstlight.jobs.train import train
 from firstlight.machine.streams import seeded, stream
 from firstlight.models import efficientnet_lite
-from firstlight.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteSpec, SamePadding
+from firstlight.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteSpec, SamePadding, enlarged
 from firstlight.models.network import count_parameters, layers, prepare, set_normalisation
 from firstlight.recipes import description, named
 from firstlight.recipes.settings import with_text
@@ -92,7 +92,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tens
 def test_logits_equal_those_of_the_reference_package(side: int) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    model = EfficientNetLiteSpec()(1000)
+    model = EfficientNetLiteSpec(min_side=0)(1000)
     assert str(model.take_weights()) == "247 of 247 tensors taken"
     set_normalisation(model, MEAN, STD)
     # Without an image size the reference pads by the size that it is given, as ours does.
@@ -218,6 +218,19 @@ def test_grey_images_become_three_equal_channels_and_other_counts_are_refused() 
         EfficientNetLite(4, channels=4)
 
 
+def test_small_images_are_enlarged_in_proportion_and_large_ones_left() -> None:
+    images = random_images(1, height=24, width=36).float()
+    assert enlarged(images, 96).shape == (1, 3, 96, 144) and enlarged(images, 24) is images
+    torch.testing.assert_close(enlarged(images, 96).mean(), images.mean(), rtol=0.01, atol=0)
+    small, large = filled(), filled()
+    large.spec = EfficientNetLiteSpec(min_side=0)
+    with torch.inference_mode():
+        expected = large.eval()(F.interpolate(images, size=(96, 144), mode="bilinear"))
+        assert torch.equal(small.eval()(images), expected)
+    with pytest.raises(InputError, match="min_side must not be negative"):
+        EfficientNetLiteSpec(min_side=-1)
+
+
 def test_without_published_weights_images_are_taken_as_they_come() -> None:
     model, images = EfficientNetLite(4, pretrained=False, frozen=False), torch.randn(1, 3, 8, 8)
     set_normalisation(model, MEAN, STD)
@@ -255,8 +268,8 @@ def test_gradients_reach_the_linear_layer_alone_unless_the_body_learns() -> None
 
 def test_gradcam_looks_into_a_frozen_body() -> None:
     model, images = filled(), torch.randn(2, 3, 64, 64, generator=stream(0, "gradcam"))
-    assert gradcam(model, images, torch.tensor([0, 1])).maps.shape == (2, 8, 8)
-    assert gradcam(model, images, torch.tensor([0, 1]), "top").maps.shape == (2, 2, 2)
+    assert gradcam(model, images, torch.tensor([0, 1])).maps.shape == (2, 12, 12)
+    assert gradcam(model, images, torch.tensor([0, 1]), "top").maps.shape == (2, 3, 3)
 
 
 def test_a_job_takes_the_weights_and_tells_the_normalisation(published: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,14 +65,21 @@ class EfficientNetLiteSpec:
     pretrained: whether training starts from the ImageNet weights of the package in the extra `transfer`.
     frozen: whether the body stays as it is, batch norm's statistics included, so that the linear layer
         alone learns.
+    min_side: pixels of the shorter side to which smaller images are enlarged; 0 enlarges none.
 
-    Raises InputError for a frozen body without weights.
+    The weights were trained on objects at 224×224, and recognise little in images much smaller than 96×96.
+    A larger min_side tells classes apart better, at a cost that grows with its square.
+
+    Raises InputError for a frozen body without weights, and for a negative min_side.
     """
 
     pretrained: bool = True
     frozen: bool = True
+    min_side: int = 96
 
     def __post_init__(self) -> None:
+        if self.min_side < 0:
+            raise InputError(f"min_side must not be negative, but is {self.min_side}")
         if self.frozen and not self.pretrained:
             raise InputError("a frozen body without pretrained weights never learns", "Set frozen=false too.")
 
@@ -85,14 +93,14 @@ class EfficientNetLite(nn.Module):
     channels: 3, or 1 for grey images, of which three equal channels are made.
     fields: those of `EfficientNetLiteSpec`.
 
-    The weights were trained at 224×224; the last grid is 32 times coarser than the image. There is neither
+    The last grid is 32 times coarser than the image, enlarged. There is neither
     dropout nor stochastic depth, which would draw from a global random stream.
 
     Building it reads no file: `prepare`, which a training calls first, takes the published weights. So a run
     folder opens where these are not installed. Until then training and `features` raise InputError.
     """
 
-    def __init__(self, num_classes: int, *, channels: int = 3, **fields: bool) -> None:
+    def __init__(self, num_classes: int, *, channels: int = 3, **fields: Any) -> None:
         super().__init__()
         check_sizes(num_classes, channels)
         self.spec = EfficientNetLiteSpec(**fields)
@@ -151,7 +159,8 @@ class EfficientNetLite(nn.Module):
         return self._features(images)
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.pool(self.body(self.input(images))).flatten(1)  # type: ignore[no-any-return]
+        x = enlarged(self.input(images), self.spec.min_side)
+        return self.pool(self.body(x)).flatten(1)  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
@@ -165,6 +174,16 @@ class EfficientNetLite(nn.Module):
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at; for 224×224 images the grids are 112 to 7 wide."""
         return dict(self.body.named_children())
+
+
+def enlarged(images: Tensor, min_side: int) -> Tensor:
+    """Return N×C×H×W images with a shorter side of at least `min_side`, by bilinear interpolation."""
+    height, width = images.shape[-2:]
+    if min(height, width) >= min_side:
+        return images
+    factor = min_side / min(height, width)
+    size = (round(factor * height), round(factor * width))
+    return F.interpolate(images, size=size, mode="bilinear")
 
 
 class Body(nn.Sequential):
