@@ -3,5 +3,6 @@
 from firstlight.models.custom_resnet import CustomResNetSpec
 from firstlight.models.efficientnet_lite import EfficientNetLiteSpec
 from firstlight.models.fast_net import FastNetSpec
+from firstlight.models.resnet import ResNetSpec
 
-NETWORKS = (CustomResNetSpec, FastNetSpec, EfficientNetLiteSpec)
+NETWORKS = (CustomResNetSpec, FastNetSpec, EfficientNetLiteSpec, ResNetSpec)

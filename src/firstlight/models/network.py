@@ -97,6 +97,8 @@ def _operation(module: nn.Module) -> str:
             return f"max-pool {module.kernel_size}"
         case nn.AdaptiveMaxPool2d():
             return f"max-pool to {module.output_size}×{module.output_size}"
+        case nn.AdaptiveAvgPool2d():
+            return f"mean-pool to {module.output_size}×{module.output_size}"
         case nn.BatchNorm2d():
             return "batch norm"
         case nn.Linear():
