@@ -48,9 +48,10 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for (file, code), (room, line, name) in zip(files, lines, strict=True):
         (folder / "firstlight" / file).write_text(code, encoding="utf-8")
         registry = folder / "firstlight" / room
-        text, changes = re.subn(rf"^{name} = .*$", line, registry.read_text(), flags=re.MULTILINE)
+        whole = re.compile(rf"^{name} = \(.*?\)$", re.MULTILINE | re.DOTALL)
+        text, changes = whole.subn(line, registry.read_text())
         assert changes == 1, f"the page's line is not the one in {room}"
-        part = re.search(r", (\w+)\)$", line)
+        part = re.search(r",\s+(\w+),?\s*\)$", line)
         assert part is not None
         imported = f"from firstlight.{file.removesuffix('.py').replace('/', '.')} import {part[1]}\n"
         registry.write_text(text.replace(f"\n{name} = ", f"\n{imported}\n{name} = "), encoding="utf-8")

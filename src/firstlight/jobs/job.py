@@ -22,7 +22,7 @@ from firstlight.jobs.progress import cost_after, silent
 from firstlight.machine.clock import Stopwatch, duration
 from firstlight.machine.machine import Machine, choose, operations_on
 from firstlight.machine.streams import seeded, stream
-from firstlight.models.network import count_parameters, evaluating, prepare
+from firstlight.models.network import count_parameters, evaluating, prepare, set_normalisation
 from firstlight.recipe import Recipe
 from firstlight.recipes import RECIPES, named
 from firstlight.recipes.settings import words
@@ -79,6 +79,7 @@ class Job:
         for side in set(recipe.sides):
             _require_fit(model, train.shape[0], side)
         sample = train.images[:: -(-len(train) // _PREPARED_WITH)]
+        set_normalisation(model, train.mean, train.std)
         prepare(model, normalise(sample, train.mean, train.std))
         machine.place(model)
         return cls(recipe, machine, train, validation, test, batches, model)

