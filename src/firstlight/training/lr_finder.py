@@ -17,7 +17,7 @@ from firstlight.training.schedule import OneCycle, Schedule
 
 MIN_SHARE = 0.02
 """LRMIN as a share of LRMAX, where a finder measures LRMAX alone."""
-MIN_BECAUSE = "a fiftieth of LRMAX: a range of shares around it made no difference (docs/finder.md)"
+MIN_BECAUSE = "a fiftieth of LRMAX: from a thousandth to a tenth no difference was seen (docs/finder.md)"
 
 
 @dataclass(frozen=True)
