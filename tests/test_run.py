@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import image_set
+from torch import nn
 
 import firstlight
 from firstlight.cli import main
-from firstlight.data.images import ImageSet
+from firstlight.data.folder import Folder
+from firstlight.data.images import DataFacts, ImageSet
+from firstlight.data.shapes import Shapes
 from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
 from firstlight.recipes import named
 from firstlight.record.record import ENVIRONMENT, MISTAKES, PREDICTIONS, Record
+from firstlight.run import Run
 
 IMAGES = image_set(40)
 RUNS = Path(__file__).parents[1] / "benchmarks" / "runs"
@@ -137,3 +141,21 @@ def test_without_any_hash_the_labels_decide(tmp_path: Path) -> None:
     assert firstlight.compare(one, one).difference == 0
     with pytest.raises(InputError, match="different labels at 40 of 40 images"):
         firstlight.compare(one, other)
+
+
+def test_predict_reads_pictures_as_training_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
+        seen.append(fit)
+        return torch.zeros(shape, dtype=torch.uint8)
+
+    monkeypatch.setattr("firstlight.run.read_image", read)
+    facts = DataFacts(("a", "b"), (3, 8, 8), (0.5,) * 3, (0.25,) * 3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    for data in (Folder(path="photos", fit="pad"), Shapes()):
+        run = Run.__new__(Run)
+        recipe = dataclasses.replace(named("shapes.demo"), data=data)
+        run.__dict__ |= {"recipe": recipe, "data": facts, "model": model}
+        run.predict("some.png")
+    assert seen == ["pad", "crop"]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from firstlight.data.augment import normalise
+from firstlight.data.folder import Folder
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
@@ -84,7 +85,8 @@ class Run(Record):
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         if not files:
             raise InputError("no image was given")
-        fit = getattr(self.recipe.data, "fit", "crop")  # as the training images were read
+        source = self.recipe.data
+        fit = source.fit if isinstance(source, Folder) else "crop"  # as the training images were read
         images = torch.stack([read_image(file, self.data.shape, fit) for file in files])
         with inference(self.model):
             rows = torch.cat([self.model(part).softmax(1) for part in self._normalised(images).split(250)])
