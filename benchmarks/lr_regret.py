@@ -149,9 +149,8 @@ def load(name: str, data_dir: Path | None) -> tuple[ImageSet, ImageSet]:
 
 
 def ready(name: str, seed: int, data_dir: Path | None) -> Job:
-    train, scored = load(name, data_dir)
     recipe = dataclasses.replace(ALL[name].recipe, seed=seed)
-    return Job.with_images(train, scored, recipe, choose(precision="bf16"))
+    return Job.with_images(*load(name, data_dir), recipe, choose(precision="bf16"))
 
 
 def one_run(
@@ -188,16 +187,9 @@ def one_trial(name: str, kind: str, rate: float, seed: int, data_dir: Path | Non
         )
         narrow = Job.with_images(quarter, job.test, small, job.machine)
         model, batches, steps = narrow.model, narrow.batches, recipe.epochs * len(narrow.batches)
+    optimizer, objective = recipe.optimizer, recipe.objective
     trials = Trials(
-        model,
-        batches,
-        held_out,
-        recipe.optimizer,
-        job.machine,
-        recipe.objective,
-        recipe.schedule,
-        recipe.epochs,
-        MIN_SHARE,
+        model, batches, held_out, optimizer, job.machine, objective, recipe.schedule, recipe.epochs, MIN_SHARE
     )
     start = time.perf_counter()
     score = trials(rate, steps).score
