@@ -204,5 +204,6 @@ def test_the_answer_stays_below_a_rate_at_which_a_trial_fails() -> None:
     scores = {0.1: 1.9, 0.2: 1.8, 0.4: 1.7, 0.8: 2.25}
     trials = [Trial(rate, 64, score, CHANCE) for rate, score in scores.items()]
     sure = dataclasses.replace(PLAIN, shift=-2.0, fit_sd=1e-3)
-    assert decide(trials, 0.4, 128, sure).peak_lr == 0.8 / 2
+    answer = decide(trials, 0.4, 128, sure)
+    assert answer.peak_lr == 0.8 / 2 and "below 0.8, at which a trial failed" in answer.because
     assert decide(trials, 0.6, 128, dataclasses.replace(PLAIN, usual_sd=1e-3)).peak_lr == 0.8 / 2

@@ -232,9 +232,10 @@ class Record:
 
     def halve(self) -> None:
         """Start again, with the rates halved once more: what training has left is removed."""
-        self.write_summary(Summary(halvings=self.halvings + 1))
+        # Counted last: a run that is stopped in between starts anew, and diverges and is halved again.
         self.remove_checkpoints()
         self.write_history(History())
+        self.write_summary(Summary(halvings=self.halvings + 1))
 
     def restore(self, state: TrainState, steps: int) -> list[str]:
         """Give a fresh state what the last whole checkpoint holds, where there is one; say what happened.

@@ -24,9 +24,10 @@ MOST_TRIALS = 9
 LEAST_STEPS = 8
 """A trial of fewer steps says nothing."""
 LEAST_LEARNT = 0.05
-"""A trial whose score is less than this far below the first, in nats, has learnt nothing that ranks rates."""
+"""A trial whose score is less than this far below chance, in nats, has learnt nothing that ranks rates."""
 FAILS, MARGIN = 0.5, 2.0
-"""A trial that has learnt less than this share of what the best has fails; the answer is so much lower."""
+"""A trial fails that has learnt less than the first number times what the best has. The answer is at most the
+rate of the first one that fails, divided by the second number."""
 EIGHTY = 1.2816
 """Standard deviations to each side of a mean between which 80 % of a normal distribution lie."""
 
@@ -54,7 +55,7 @@ class Calibration:
 VERDICTS = {
     "usual": "the usual rate lies in the flat region",
     "found": "another rate is better",
-    "too short": "the run is too short for a race",
+    "too short": "the run has too few steps or images for a race",
     "nothing learnt": "trials this short learn nothing",
     "edge": "the best rate lies beyond what was tried",
 }
@@ -120,7 +121,9 @@ class Race:
         usual = self.start or usual_lr(optimizer, batches.batch_size, total)
         steps = self.steps(total)
         apart = getattr(batches, "apart", None)
-        if steps < LEAST_STEPS or apart is None:
+        if apart is None:
+            return _usual("too short", usual, "these batches cannot hold images out (`apart`)", begun)
+        if steps < LEAST_STEPS:
             return _usual("too short", usual, f"{total} steps are too few for a race", begun)
         try:
             rest, held_out = apart()
@@ -182,7 +185,7 @@ def _learnt(trial: Trial) -> float:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a race says of a run. best, sd: of the best rate, in octaves above 1, and its uncertainty."""
+    """What a race says of a run. fitted: the parabola at the rates of the trials; else as in `LRFinding`."""
 
     peak_lr: float
     verdict: str
@@ -260,6 +263,8 @@ def decide(trials: Sequence[Trial], usual: float, total: int, calibration: Calib
         if keeps
         else f"{longer} ({between}); the usual rate, {usual:.2g}, would cost about {lost:.1f} points"
     )
+    if peak == ceiling:
+        words += f"; kept a factor of {MARGIN:g} below {fails[0]:.2g}, at which a trial failed"
     fitted = tuple(
         middle + bend / 2 * ((math.log2(trial.rate) - of_trials) ** 2 - (here - of_trials) ** 2)
         for trial in trials

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,6 @@ STATISTICS_BATCHES = 8
 """Batches from which the statistics of batch norm are computed before a trial is scored."""
 
 Scored = Sequence[tuple[Tensor, Tensor]]
-
-
-class DivisibleBatches(BatchSource, Protocol):
-    """Batches that can hold images out, as `data.batches.Batches` can."""
-
-    def apart(self, held_out: int | None = None) -> tuple[BatchSource, Scored]:
-        """Return batches of the other images, and the held-out ones with their labels, unaugmented."""
-        ...
 
 
 @dataclass(frozen=True)
