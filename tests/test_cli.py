@@ -49,7 +49,7 @@ def shell(cwd: Path, *words: str) -> Answer:
 
 def test_train_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     words = ("train", "shapes.demo", *SETTINGS, "--precision", "fp32")
-    answer = shell(tmp_path, "-m", "firstlight.cli", *words)
+    answer = shell(tmp_path, "-m", "firstlight", *words)
     assert (answer.code, answer.err) == (0, "")
     assert "test accuracy" in answer.out and "95 % interval" in answer.out and "epoch 2/2" in answer.out
     assert "about" in answer.out.split("epoch 1/2")[0], "it says how long it will take before it starts"
@@ -144,7 +144,7 @@ def test_bad_input_is_one_line_and_a_hint_and_leaves_nothing(
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     for words in (["train", "nothing", "--debug"], ["train", "nothing"]):
-        answer = shell(tmp_path, "-m", "firstlight.cli", *words)
+        answer = shell(tmp_path, "-m", "firstlight", *words)
         assert answer.code and ("Traceback" in answer.err) is ("--debug" in words)
 
 

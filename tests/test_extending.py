@@ -73,7 +73,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def firstlight(*words: str, cwd: Path, path: Path | None = None) -> str:
     """Run the shell's command with the package in `path`, else as it is installed."""
     environment = {**os.environ, **({} if path is None else {"PYTHONPATH": str(path)})}
-    command = [sys.executable, "-W", "error", "-m", "firstlight.cli", *words]
+    command = [sys.executable, "-W", "error", "-m", "firstlight", *words]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -128,7 +128,7 @@ def test_the_folder_opens_without_the_parts_and_imports_nothing(run: Path, tmp_p
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "PlainNetSpec" in page and "is no part of Firstlight" in page
     firstlight("compare", "run", "run", cwd=tmp_path)
-    command = [sys.executable, "-m", "firstlight.cli", "predict", "run", "figure.png"]
+    command = [sys.executable, "-m", "firstlight", "predict", "run", "figure.png"]
     shutil.copy(run / "figures" / "confusion.png", tmp_path / "figure.png")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "PlainNetSpec is no part of Firstlight" in done.stderr

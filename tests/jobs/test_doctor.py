@@ -16,7 +16,7 @@ from firstlight.jobs.doctor import Check, examine, table
 
 
 def ask(cwd: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "firstlight.cli", "doctor", *words]
+    command = [sys.executable, "-m", "firstlight", "doctor", *words]
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
     )

@@ -158,7 +158,7 @@ def test_a_folder_with_other_things_in_it_is_never_resumed_into(tmp_path: Path) 
 
 
 def in_shell(cwd: Path, *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "firstlight.cli", "train", "shapes.demo", *map(str, words)]
+    command = [sys.executable, "-m", "firstlight", "train", "shapes.demo", *map(str, words)]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

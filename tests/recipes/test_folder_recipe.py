@@ -125,7 +125,7 @@ def test_the_shell_trains_on_a_folder_and_says_what_it_does(pets: Path, tmp_path
     command = [
         sys.executable,
         "-m",
-        "firstlight.cli",
+        "firstlight",
         "train",
         "pets",
         "--epochs",

@@ -153,9 +153,7 @@ def _resume() -> Check:
 
 
 def _command(out: Path, more: list[str]) -> list[str]:
-    words = (
-        "-m firstlight.cli train shapes.demo --epochs 3 --checkpoint-minutes 0 --device cpu --precision fp32"
-    )
+    words = "-m firstlight train shapes.demo --epochs 3 --checkpoint-minutes 0 --device cpu --precision fp32"
     settings = [word for setting in _TINY for word in ("--set", setting)]
     return [sys.executable, *words.split(), "--out", str(out), *settings, *more]
 

@@ -1,0 +1,72 @@
+"""The same verbs in a shell. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from firstlight import __version__
+from firstlight.cli.inspection import doctor, recipes
+from firstlight.cli.runs import compare, evaluate, predict, report
+from firstlight.cli.training import find_lr, suspects, train
+from firstlight.errors import InputError, RunFailed, nearest
+
+VERBS = (train, find_lr, evaluate, predict, report, compare, suspects, recipes, doctor)
+
+
+class Verbs(click.Group):
+    """A group of commands that suggests the nearest verb."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            raise InputError(f"there is no command {name!r}", nearest(name, list(self.commands)))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: firstlight train shapes.demo",
+)
+@click.version_option(__version__, prog_name="firstlight")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def firstlight(debug: bool) -> None:
+    """Train a small image classifier fast, and see why it is wrong."""
+
+
+for _verb in VERBS:
+    firstlight.add_command(_verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; exit with 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # `--debug` helps wherever it stands.
+    debug = "--debug" in words
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="replace")  # a console may lack ✓ and ×
+    words = [word for word in words if word != "--debug"]
+    try:
+        sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)
+    except (click.ClickException, InputError, RunFailed, KeyboardInterrupt, click.Abort) as error:
+        if debug:
+            raise
+        match error:
+            case click.ClickException():
+                _fail(error.format_message(), "", 2)
+            case InputError() | RunFailed():
+                _fail(error.message, error.hint, 2 if isinstance(error, InputError) else 1)
+            case _:
+                _fail("stopped", "", 130)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    click.echo(f"firstlight: {message}", err=True)
+    if hint:
+        click.echo(hint, err=True)
+    sys.exit(code)

@@ -1,0 +1,78 @@
+"""The verbs that ask a finished run: evaluate, predict, report, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firstlight.cli.options import on_data, on_machine, the_run
+
+
+@click.command()
+@the_run
+@on_data
+@on_machine
+def evaluate(run: Path, **options: Any) -> None:
+    """Measure the test accuracy again, with its 95 % interval."""
+    from firstlight.run import open_run
+
+    opened = open_run(run)
+    for tta, words in ((False, "without TTA"), (True, "with TTA")):
+        evaluation = opened.evaluate(tta=tta, **options)
+        low, high = evaluation.interval
+        click.echo(
+            f"accuracy {evaluation.accuracy:.2%} {words} (95 % interval {low:.2%} to {high:.2%}, "
+            f"{len(evaluation.labels):,} images), loss {evaluation.loss:.4f}"
+        )
+
+
+@click.command()
+@the_run
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
+def predict(run: Path, images: Sequence[Path]) -> None:
+    """Classify image files: three most probable classes each."""
+    from firstlight.run import open_run
+
+    predictions = open_run(run).predict(images)
+    width = max(len(str(prediction.path)) for prediction in predictions)
+    for prediction in predictions:
+        best = list(prediction.probabilities.items())[:3]
+        click.echo(f"{prediction.path!s:{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in best))
+
+
+@click.command()
+@the_run
+def report(run: Path) -> None:
+    """Draw pictures and report.html again, from the run folder."""
+    from firstlight.run import open_run
+
+    click.echo(open_run(run).report())
+
+
+@click.command()
+@click.argument("before", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("after", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=0), default=20, show_default=True, help="Images to list.")
+def compare(before: Path, after: Path, count: int) -> None:
+    """Compare two runs image by image: is one better?
+
+    Counts images that are fixed, broken, still wrong, and tests whether the difference is more than noise.
+    """
+    from firstlight.run import compare
+
+    comparison = compare(before, after)
+    classes = comparison.before.classes
+    click.echo(str(comparison))
+    changes = comparison.changes(count)
+    if changes:
+        click.echo("The changed images, each with its label, then what the first and the second run said:")
+    for change in changes:
+        true, old, new = (classes[label] for label in (change.true, change.before, change.after))
+        what = "fixed" if change.fixed else "broken"
+        click.echo(f"{what:6}  {change.index:>6}  {change.name}  {true}: {old}, then {new}")
+    left = len(comparison.fixed) + len(comparison.broken) - len(changes)
+    if left:
+        click.echo(f"and {left:,} more (--count {len(changes) + left} lists them all)")
