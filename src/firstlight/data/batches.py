@@ -17,6 +17,9 @@ from firstlight.machine.streams import stream
 
 _SCORED_AT_ONCE = 500
 
+# Batches whose images a GPU augments at once, since those of one do not fill it; a CPU would lose its cache.
+_TOGETHER = 8
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -100,12 +103,15 @@ class Batches:
         plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
         device = self.machine.device
         plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
-        for batch in range(first, len(self)):
-            part = plan.rows(batch * self.batch_size, (batch + 1) * self.batch_size)
+        together = 1 if device.type == "cpu" else _TOGETHER
+        for batch in range(first, len(self), together):
+            end = min(batch + together, len(self))
+            part = plan.rows(batch * self.batch_size, end * self.batch_size)
             images = self._images(part)
             if epoch < len(self.sides):
                 images = resized(images, self.sides[epoch])
-            yield images, self._labels.index_select(0, part.order)
+            labels = self._labels.index_select(0, part.order)
+            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
     def _images(self, part: Plan) -> Tensor:
         pixels = self._pixels.index_select(0, part.order)

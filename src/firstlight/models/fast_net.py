@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import ACTIVATIONS, ConvBlock, check_choices, check_sizes
+from firstlight.models.blocks import ACTIVATIONS, ConvBlock, GlobalMaxPool, check_choices, check_sizes
 from firstlight.models.whitening import Whitening
 
 
@@ -65,7 +65,7 @@ class FastNet(nn.Module):
         self.stage1 = nn.Sequential(block(stem, first, pool=True), block(first, first))
         self.stage2 = nn.Sequential(block(first, second, pool=True), block(second, second))
         self.stage3 = nn.Sequential(block(second, third, pool=True), block(third, third))
-        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.pool = GlobalMaxPool()
         self.linear = nn.Linear(third, num_classes, bias=False)
 
     def prepare(self, images: Tensor) -> None:

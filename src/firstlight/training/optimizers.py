@@ -175,41 +175,72 @@ class _Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        # By lists: on a GPU one kernel serves all tensors of a group, where each alone is too small for it.
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-                buffer.mul_(group["momentum"]).add_(weight.grad)
-                step = weight.grad.add(buffer, alpha=group["momentum"])
-                if group["orthogonal"]:
-                    weight.mul_(len(weight) ** 0.5 / weight.norm())
-                    step = orthogonalised(step.flatten(1)).view_as(weight)
-                # Weight decay follows the schedule's learning rate, without the group's factor.
-                weight.mul_(1 - group["lr"] / group["lr_factor"] * group["weight_decay"])
-                weight.sub_(step * group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            for weight in weights:
+                if "momentum_buffer" not in self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients)
+            steps = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+            if group["orthogonal"]:
+                norms = [weight.norm() for weight in weights]
+                torch._foreach_mul_(
+                    weights, [len(weight) ** 0.5 / norm for weight, norm in zip(weights, norms, strict=True)]
+                )
+                steps = _orthogonal_steps(steps)
+            if group["weight_decay"]:
+                # It follows the schedule's learning rate, without the group's factor.
+                decay = 1 - group["lr"] / group["lr_factor"] * group["weight_decay"]
+                torch._foreach_mul_(weights, decay)
+            torch._foreach_mul_(steps, group["lr"])
+            torch._foreach_sub_(weights, steps)
+
+
+def _orthogonal_steps(steps: list[Tensor]) -> list[Tensor]:
+    """Orthogonalise each; on a GPU those of one shape together, since one alone does not fill it."""
+    if steps[0].device.type == "cpu":
+        return [orthogonalised(step.flatten(1)).view_as(step) for step in steps]
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, step in enumerate(steps):
+        by_shape.setdefault(step.shape, []).append(index)
+    result = list(steps)
+    for indices in by_shape.values():
+        stacked = orthogonalised(torch.stack([steps[index].flatten(1) for index in indices]))
+        for index, matrix in zip(indices, stacked, strict=True):
+            result[index] = matrix.view_as(steps[index])
+    return result
 
 
 def orthogonalised(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return nearly U V' for a matrix U S V': all its singular values brought near 1, its directions kept.
 
+    matrix: M×N, or a stack of such, B×M×N.
+
     By a Newton-Schulz iteration of fifth order whose coefficients make small singular values grow fastest
     (Jordan et al. 2024); three steps bring those of an ordinary gradient to between about 0.3 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = (wide / (wide.norm() + 1e-7)).to(_product_type(matrix.device))
+    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    norm = wide.norm() if wide.ndim == 2 else wide.norm(dim=(-2, -1), keepdim=True)
+    x = (wide / (norm + 1e-7)).to(_product_type(matrix.device))
+    add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
     # A step multiplies by p(X X') = a + b X X' + c (X X')². These polynomials and X X' commute, so they are
     # multiplied with one another first, small and square, and only their product with the wide X.
-    square, product = x @ x.T, None
+    square, product = x @ x.mT, None
     for remaining in reversed(range(steps)):
-        polynomial = torch.addmm(square, square, square, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
+        polynomial = add_product(square, square, square, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         product = polynomial if product is None else polynomial @ product
         if remaining:
             square = polynomial @ square @ polynomial
     x = x if product is None else product @ x
-    orthogonal: Tensor = x if wide is matrix else x.T
+    orthogonal: Tensor = x if wide is matrix else x.mT
     return orthogonal.to(matrix.dtype)
 
 
