@@ -80,7 +80,8 @@ def groups(tables: Tables) -> list[Group]:
     """Return the published runs by recipe, hardware, precision, epochs and kind of rates."""
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in [*tables["runs"], *tables["gpu"]]:
-        if row.get("test_accuracy"):  # a row of medians has none
+        # A row of medians has no accuracy, and a changed recipe is not the recipe.
+        if row.get("test_accuracy") and not row.get("settings"):
             same = [row.get(key, "") for key in ("recipe", "hardware", "precision", "epochs")]
             grouped.setdefault((*same, row.get("rates") or "found"), []).append(row)
     return [Group(runs) for runs in grouped.values()]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import BENCHMARKS, Row
+from benchmarks.publish.gpu_tables import gpu, raced
 from benchmarks.publish.insight_tables import pointing, suspects
 from benchmarks.publish.regret import methods, regret, shares
 from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, table, yardsticks
@@ -221,7 +222,7 @@ PARTS: dict[str, Callable[[Tables], str]] = {
     part.__name__: part
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
-        *(ablations, pointing, suspects, regret, shares, methods),
+        *(ablations, pointing, suspects, regret, shares, methods, gpu, raced),
     )
 }
 

@@ -14,8 +14,8 @@ With `--against airbench` each run has one of the package airbench 0.1.8 (`train
 process of its own Python, since that package wants torchvision. Its clock is its own: whitening, training
 and TTA.
 
-`--toy` runs all of this at a tiny size on whatever device is there. The CUDA graph itself has not been run
-yet, since no CUDA machine was at hand; see firstlight/training/graph.py.
+`--set KEY=VALUE` changes a setting of the recipe, as `firstlight train` does. `--toy` runs all of this at a
+tiny size on whatever device is there.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def measure(recipe: str, options: argparse.Namespace) -> None:
     command = [sys.executable, "-m", gpu_worker.__name__, recipe]
     command += ["--device", options.device, "--precision", options.precision]
     command += [f"--{word}" for word in ("toy", "eager") if getattr(options, word)]
+    command += [word for setting in options.settings for word in ("--set", setting)]
     if options.data_dir is not None:
         command += ["--data-dir", str(options.data_dir.resolve())]
     rows: list[dict[str, Any]] = []

@@ -102,6 +102,9 @@ class Trainer:
             "cold_seconds": cold,
             "wall_seconds": time.perf_counter() - began,
             "step": "CUDA graph" if getattr(self.step, "fits", False) else "operation by operation",
+            "settings": " ".join(self.options.settings),
+            "finder_share": None if self.finding is None else self.finding.cost,
+            "finder_seconds": None if self.finding is None else self.finding.seconds,
         }
 
     def _whiten(self) -> None:
@@ -189,6 +192,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     """Add what gpu.py takes for its worker."""
     options.add_argument("--device", default="auto")
     options.add_argument("--precision", default="auto")
+    options.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     options.add_argument("--eager", action="store_true", help="no CUDA graph")
     options.add_argument("--toy", action="store_true", help="the whole way at a tiny size, to test it")
 
@@ -202,9 +206,10 @@ def main() -> None:
     if arguments.recipe == "airbench":
         serve(airbench_worker())
     else:
-        from firstlight.recipes import named
+        from firstlight.recipes import resolve
 
-        recipe = named(arguments.recipe)
+        settings = dict(setting.split("=", 1) for setting in arguments.settings)
+        recipe = resolve(arguments.recipe, text=settings)
         serve(Trainer(toy(recipe) if arguments.toy else recipe, arguments).run)
 
 

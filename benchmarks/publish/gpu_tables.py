@@ -1,0 +1,56 @@
+"""What gpu.py measured: beside airbench, and the assignment with its rates found by a race."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.measure import Row
+from benchmarks.publish.rows import Tables, mean
+from firstlight.insight.intervals import Spread
+
+
+def gpu(tables: Tables) -> str:
+    """Write how good and how fast `cifar10.fast` is on each GPU, airbench beside it in the same run."""
+    rows = [row for row in tables["gpu"] if row["baseline_test_accuracy_tta"]]
+    paragraphs = []
+    for hardware in dict.fromkeys(row["hardware"] for row in rows):
+        runs = [row for row in rows if row["hardware"] == hardware]
+        warm = [row for row in runs if row["start"] == "warm"]
+        ours, theirs = (
+            statistics.median(float(row[f"{who}clock_seconds"]) for row in warm) for who in ("", "baseline_")
+        )
+        other = Spread(tuple(float(row["baseline_test_accuracy_tta"]) for row in runs))
+        paragraphs.append(
+            f"`cifar10.fast` on one {hardware}, {runs[0]['precision']}, n = {len(runs)}: {_interval(runs)} "
+            f"with test-time augmentation, {mean(runs, 'test_accuracy'):.2%} without, in {ours:.2f} s once "
+            f"the process is warm ({float(runs[0]['cold_seconds']):.0f} s from its start). In turn with it, "
+            f"{runs[0]['baseline']}: {other.mean:.2%} in {theirs:.2f} s. Firstlight is {theirs / ours:.2f} "
+            f"times as fast."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _interval(runs: list[Row]) -> str:
+    spread = Spread(tuple(float(row["test_accuracy_tta"]) for row in runs))
+    if spread.interval is None:
+        return f"{spread.mean:.2%}"
+    return "{:.2%} (95 % interval {:.2%} to {:.2%})".format(spread.mean, *spread.interval)
+
+
+def raced(tables: Tables) -> str:
+    """Write what the assignment reaches with the rates that a race finds, and with those that were given."""
+    rows = [row for row in tables["gpu"] if row["recipe"] == "cifar10.assignment"]
+    found = [row for row in rows if row["settings"] == "finder=race"]
+    given = [row for row in rows if row["rates"] == "given"]
+    seeds = sorted({row["seed"] for row in found} & {row["seed"] for row in given})
+    found, given = ([row for row in side if row["seed"] in seeds] for side in (found, given))
+    rates = ", ".join(f"{float(row['peak_lr']):g}" for row in found)
+    gain = 100 * (mean(found, "test_accuracy") - mean(given, "test_accuracy"))
+    return (
+        f"`cifar10.assignment` whole, seeds {' and '.join(seeds)}, on one {found[0]['hardware']}: a race "
+        f"answers LRMAX {rates} after {mean(found, 'finder_share'):.0%} of the run's steps, and the run ends "
+        f"at {mean(found, 'test_accuracy'):.2%} without test-time augmentation "
+        f"({mean(found, 'test_accuracy_tta'):.2%} with it). With the rates given as "
+        f"`{given[0]['settings']}` it ends at {mean(given, 'test_accuracy'):.2%} "
+        f"({mean(given, 'test_accuracy_tta'):.2%}): a difference of {gain:+.2f} points."
+    )
