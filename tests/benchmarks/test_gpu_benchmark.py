@@ -23,12 +23,14 @@ HERE = ["--toy", "--device", "cpu", "--precision", "fp32"]
 
 def test_the_whole_way_at_toy_size(tmp_path: Path) -> None:
     kept = tmp_path / "rows.csv"
-    gpu.main([*HERE, "shapes.demo", "--runs", "3", "--seed", "5", "--record", "--results", str(kept)])
+    words = ["shapes.demo", "--runs", "3", "--seed", "5", "--record", "--results", str(kept)]
+    gpu.main([*HERE, *words, "--set", "batch_size=15"])
     *runs, medians = read_rows(kept)
     assert [(row["seed"], row["start"]) for row in runs] == [("5", "cold"), ("6", "warm"), ("7", "warm")]
     assert [bool(row["cold_seconds"]) for row in runs] == [True, False, False]
     for row in runs:
         assert (row["recipe"], row["epochs"], row["step"]) == ("shapes.demo", "2", "operation by operation")
+        assert row["settings"] == "batch_size=15"
         parts = float(row["train_seconds"]) + float(row["tta_seconds"])
         assert 0 < parts == pytest.approx(float(row["clock_seconds"]))
         assert float(row["test_low_95"]) <= float(row["test_accuracy"]) <= float(row["test_high_95"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pytest import MonkeyPatch
 from tiny import CPU, global_random_states, image_set, random_images
 
 from firstlight.data.augment import Crop, Cutout, FlipLR, augment, normalise
@@ -91,6 +92,19 @@ def test_an_epoch_goes_on_where_it_was_left(first: int) -> None:
     whole, rest = list(batches.epoch(1)), list(batches.epoch(1, first))
     assert len(whole) == 4
     torch.testing.assert_close(rest, whole[first:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_batches_augmented_together_as_on_a_gpu_are_the_same(first: int, monkeypatch: MonkeyPatch) -> None:
+    one = Batches(image_set(44), 8, AUGMENTATIONS, seed=0, machine=CPU, sides=(6,))
+    together = Batches(image_set(44), 8, AUGMENTATIONS, seed=0, machine=CPU, sides=(6,))
+    monkeypatch.setattr(together, "_together", 3)
+    for epoch in (0, 1):
+        pairs = list(zip(one.epoch(epoch, first), together.epoch(epoch, first), strict=True))
+        assert len(pairs) == 5 - first
+        for (images, labels), (other_images, other_labels) in pairs:
+            assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+            assert other_images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batches_are_in_the_machines_precision() -> None:

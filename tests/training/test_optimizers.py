@@ -71,6 +71,13 @@ def test_an_orthogonalised_matrix_keeps_its_directions(shape: tuple[int, int]) -
     assert float((result - left @ core @ right).norm() / result.norm()) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_a_stack_of_matrices_is_orthogonalised_one_by_one(shape: tuple[int, int]) -> None:
+    stack = torch.randn(3, *shape, generator=stream(0, "stack"))
+    one_by_one = torch.stack([orthogonalised(matrix) for matrix in stack])
+    torch.testing.assert_close(orthogonalised(stack), one_by_one, atol=2e-2, rtol=0)
+
+
 def test_muon_steps_filters_by_direction_and_the_rest_by_nesterov_momentum() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 4))
     network[1].weight.requires_grad_(False)

@@ -75,6 +75,7 @@ class Batches:
         self.seed, self.machine, self.sides = seed, machine, tuple(sides)
         self._pixels = images.images.to(machine.device)
         self._labels = images.labels.to(machine.device)
+        self._together = 1 if machine.device.type == "cpu" else _TOGETHER
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -103,9 +104,8 @@ class Batches:
         plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
         device = self.machine.device
         plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
-        together = 1 if device.type == "cpu" else _TOGETHER
-        for batch in range(first, len(self), together):
-            end = min(batch + together, len(self))
+        for batch in range(first, len(self), self._together):
+            end = min(batch + self._together, len(self))
             part = plan.rows(batch * self.batch_size, end * self.batch_size)
             images = self._images(part)
             if epoch < len(self.sides):
