@@ -134,9 +134,7 @@ def time_accuracy(shown: Sequence[Point], measured: tuple[str, float]) -> style.
     ends = [end for point in shown for end in (point.accuracy, *(point.interval or ()))]
     low, high = 0.5 * math.floor(200 * (min(ends) - 0.001)), 0.5 * math.ceil(200 * (max(ends) + 0.001))
     times = [point.seconds for point in shown]
-    axes.set(
-        xscale="log", xlim=(min(times) / 5, max(times) * 3.5), ylim=(low, high), xlabel="training time"
-    )
+    axes.set(xscale="log", xlim=(min(times) / 5, max(times) * 3.5), ylim=(low, high), xlabel="training time")
     _ticks(axes, TIMES)
     axes.yaxis.set_major_formatter("{x:g}%")
     r = measured[1]

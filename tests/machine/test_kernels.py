@@ -20,6 +20,7 @@ from firstlight.machine.kernels import convolution, library, normalisation
 from firstlight.machine.streams import seeded, stream
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
 from firstlight.models.custom_resnet import CustomResNet
+from firstlight.models.resnet import BasicBlock
 
 LAYOUT = torch.channels_last
 BF16 = torch.bfloat16
@@ -193,11 +194,12 @@ def test_what_is_not_a_number_is_passed_on(place: tuple[int, int], pool: bool, c
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(4, 16, 6, 6), (3, 48, 2, 2), (2, 128, 32, 32)])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, None])
+@pytest.mark.parametrize("branched", [False, True])
 def test_norm_and_activation_equal_the_plain_ones(
-    shape: tuple[int, int, int, int], training: bool, activation: str, compiled: None
+    shape: tuple[int, int, int, int], training: bool, activation: str | None, branched: bool, compiled: None
 ) -> None:
-    activate = ACTIVATIONS[activation]()
+    activate = None if activation is None else ACTIVATIONS[activation]()
     norm = nn.BatchNorm2d(shape[1])
     with torch.no_grad():
         for purpose, tensor in (("weight", norm.weight), ("bias", norm.bias), ("mean", norm.running_mean)):
@@ -208,17 +210,25 @@ def test_norm_and_activation_equal_the_plain_ones(
     exact = images.detach().double().requires_grad_()
     direction = drawn("direction", *shape)
 
-    found = normalisation.norm_activate(images, norm, activate)
-    expected = activate(plain(exact))
+    branch = drawn("branch", *shape).requires_grad_() if branched else None
+    exact_branch = None if branch is None else branch.detach().double().requires_grad_()
+
+    found = normalisation.norm_activate(images, norm, activate, branch)
+    total = plain(exact) if exact_branch is None else plain(exact) + exact_branch
+    expected = total if activate is None else activate(total)
     assert error(found, expected) < 0.003
     assert norm.num_batches_tracked == plain.num_batches_tracked
     torch.testing.assert_close(norm.running_mean.double(), plain.running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm.running_var.double(), plain.running_var, rtol=1e-5, atol=1e-6)
 
-    mine = torch.autograd.grad(found, (images, norm.weight, norm.bias), direction)
-    theirs = torch.autograd.grad(expected, (exact, plain.weight, plain.bias), direction.double())
-    of_sums = 1e-4 if activation == "relu" else 4e-4  # the others divide to 14 bits
-    for one, other, tolerance in zip(mine, theirs, (0.003, of_sums, of_sums), strict=True):
+    branches = ([branch], [exact_branch]) if branched else ([], [])
+    mine = torch.autograd.grad(found, [images, norm.weight, norm.bias, *branches[0]], direction)
+    theirs = torch.autograd.grad(
+        expected, [exact, plain.weight, plain.bias, *branches[1]], direction.double()
+    )
+    of_sums = 1e-4 if activation in ("relu", None) else 4e-4  # the others divide to 14 bits
+    tolerances = (0.003, of_sums, of_sums, 0.003)[: len(mine)]
+    for one, other, tolerance in zip(mine, theirs, tolerances, strict=True):
         assert error(one, other) < tolerance
 
 
@@ -255,6 +265,19 @@ def test_the_precision_is_chosen_by_the_operation_that_will_be_taken(
     assert seen == []
     machine._convolution(BF16)()
     assert "convolve_filter_gradient" in seen
+
+
+def test_a_residual_block_takes_them_and_adds_its_branch_in_one(
+    compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, images = BasicBlock(16, 16, 1), drawn("images", 2, 16, 8, 8)
+    with torch.no_grad():
+        plain = copy.deepcopy(block)(images.float())
+    seen = calls(monkeypatch)
+    with torch.autocast("cpu", BF16):
+        found = block(images)
+    assert seen.count("convolve") == seen.count("norm_activate") == 2
+    assert error(found, plain) < 0.01
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])

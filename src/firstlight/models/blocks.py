@@ -45,6 +45,7 @@ class ConvBlock(nn.Sequential):
     """
 
     conv: nn.Conv2d
+    pool: nn.MaxPool2d
     norm: nn.BatchNorm2d
 
     def __init__(
@@ -68,22 +69,37 @@ class ConvBlock(nn.Sequential):
             nn.init.dirac_(self.conv.weight.data[:inputs])
 
     def forward(self, x: Tensor) -> Tensor:
-        activation = self[-1]
-        fused = self._takes_kernels(x)
-        if fused and convolution.serves(self.conv, x, pool=self.pooled):
-            x = convolution.convolve(x, self.conv.weight, pool=self.pooled)
-            return normalisation.norm_activate(x, self.norm, activation)
-        for layer in self:
-            if fused and layer is self.norm:
-                return normalisation.norm_activate(x, self.norm, activation)
-            x = layer(x)
-        return x
+        pool = self.pool if self.pooled else None
+        return conv_norm_activate(x, self.conv, self.norm, self[-1], pool)
 
-    def _takes_kernels(self, x: Tensor) -> bool:
-        # Whoever hooks a layer wants to see it at work.
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self)
-        in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        return in_bf16 and not hooked and normalisation.serves(self.norm, self[-1], x)
+
+def conv_norm_activate(
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    activation: nn.Module | None = None,
+    pool: nn.Module | None = None,
+    branch: Tensor | None = None,
+) -> Tensor:
+    """Return activation(norm(pool(conv(x))) + branch), by compiled kernels as far as they serve.
+
+    pool: a 2×2 max-pool. branch: the other branch of a residual block.
+    """
+    layers = [layer for layer in (conv, pool, norm, activation) if layer is not None]
+    # Whoever hooks a layer wants to see it at work.
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    fused = in_bf16 and not hooked and normalisation.serves(norm, activation, x)
+    if fused and convolution.serves(conv, x, pool=pool is not None):
+        x = convolution.convolve(x, conv.weight, pool=pool is not None)
+        return normalisation.norm_activate(x, norm, activation, branch)
+    x = conv(x)
+    if pool is not None:
+        x = pool(x)
+    if fused:
+        return normalisation.norm_activate(x, norm, activation, branch)
+    x = norm(x) if branch is None else norm(x) + branch
+    return x if activation is None else activation(x)
 
 
 class GlobalMaxPool(nn.AdaptiveMaxPool2d):

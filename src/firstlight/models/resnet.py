@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from firstlight.errors import InputError
-from firstlight.models.blocks import check_sizes
+from firstlight.models.blocks import check_sizes, conv_norm_activate
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks of two convolutions in each of the four stages, by the number of layers with weights."""
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the N×512 numbers that the linear layer reads: the means of the last grid."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(conv_norm_activate(images, self.conv1, self.bn1, self.relu))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.avgpool(x).flatten(1)  # type: ignore[no-any-return]
 
@@ -105,9 +105,11 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(shortcut + self.bn2(self.conv2(x)))  # type: ignore[no-any-return]
+        shortcut = x
+        if self.downsample is not None:
+            shortcut = self.downsample(x)
+        x = conv_norm_activate(x, self.conv1, self.bn1, self.relu)
+        return conv_norm_activate(x, self.conv2, self.bn2, self.relu, branch=shortcut)
 
 
 def _stage(count: int, inputs: int, outputs: int, *, stride: int) -> nn.Sequential:

@@ -2,7 +2,8 @@
 //
 // Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 1. Sums run in fp32 over short stretches and in fp64 over those.
 // The activation is ReLU, or x times the logistic function of `linear` x + `cubic` x^3: SiLU with (1, 0), and GELU in
-// its tanh form with twice the coefficients of that form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
+// its tanh form with twice the coefficients of that form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2); or
+// none. The other branch of a residual block may be added before it.
 
 #include <omp.h>
 
@@ -76,6 +77,11 @@ struct Relu {
   }
 };
 
+struct None {
+  __m512 of(__m512 x) const { return x; }
+  __m512 gradient(__m512, __m512 g) const { return g; }
+};
+
 struct Gated {
   __m512 linear, cubic;
   // The logistic function by a reciprocal of 14 bits, more than bf16 keeps.
@@ -90,13 +96,24 @@ struct Gated {
   }
 };
 
-// Call `use` with the activation that two coefficients stand for; both zero is ReLU.
+// Call `use` with the activation that two coefficients stand for; both zero is ReLU, a negative one is none.
 template <class Use>
 void with_activation(float linear, float cubic, Use use) {
-  if (linear == 0 && cubic == 0)
+  if (linear < 0)
+    use(None{});
+  else if (linear == 0 && cubic == 0)
     use(Relu{});
   else
     use(Gated{_mm512_set1_ps(linear), _mm512_set1_ps(cubic)});
+}
+
+// Call `use` with what adds the other branch of a residual block, of which there may be none: x plus its pixel at `at`.
+template <class Use>
+void with_branch(const bf16* branch, Use use) {
+  if (branch)
+    use([=](long at, __m512 x) { return x + load(branch + at); });
+  else
+    use([](long, __m512 x) { return x; });
 }
 
 }  // namespace
@@ -112,47 +129,59 @@ void norm_sums(const bf16* z, long rows, long channels, double* sum, double* squ
   });
 }
 
-// y = activation(scale z + shift).
-void norm_activate(const bf16* z, const float* scale, const float* shift, bf16* y, long rows, long channels,
-                   float linear, float cubic) {
+// y = activation(scale z + shift + branch); `branch` may be null, here and below.
+void norm_activate(const bf16* z, const bf16* branch, const float* scale, const float* shift, bf16* y, long rows,
+                   long channels, float linear, float cubic) {
   with_activation(linear, cubic, [=](auto activation) {
+    with_branch(branch, [=](auto added) {
 #pragma omp parallel for schedule(static)
-    for (long row = 0; row < rows; row++)
-      for (long c = 0; c < channels; c += 16)
-        store(y + row * channels + c,
-              activation.of(_mm512_fmadd_ps(load(z + row * channels + c), _mm512_loadu_ps(scale + c),
-                                            _mm512_loadu_ps(shift + c))));
-  });
-}
-
-// Each channel's sum of the gradient that passes the activation, and of that times z.
-void norm_activate_gradient_sums(const bf16* gradient, const bf16* z, const float* scale, const float* shift, long rows,
-                                 long channels, double* sum, double* products, float linear, float cubic) {
-  with_activation(linear, cubic, [=](auto activation) {
-    sum_rows(rows, channels, sum, products, [=](long row, long c, __m512& a, __m512& b) {
-      const __m512 v = load(z + row * channels + c);
-      const __m512 x = _mm512_fmadd_ps(v, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
-      const __m512 g = activation.gradient(x, load(gradient + row * channels + c));
-      a = a + g;
-      b = _mm512_fmadd_ps(g, v, b);
+      for (long row = 0; row < rows; row++)
+        for (long c = 0; c < channels; c += 16) {
+          const long at = row * channels + c;
+          const __m512 x = _mm512_fmadd_ps(load(z + at), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
+          store(y + at, activation.of(added(at, x)));
+        }
     });
   });
 }
 
-// out = scale x (the gradient that passes the activation) + slope z + offset: the gradient of z.
-void norm_activate_gradient(const bf16* gradient, const bf16* z, const float* scale, const float* shift,
-                            const float* slope, const float* offset, bf16* out, long rows, long channels, float linear,
-                            float cubic) {
+// Each channel's sum of the gradient that passes the activation, and of that times z.
+void norm_activate_gradient_sums(const bf16* gradient, const bf16* z, const bf16* branch, const float* scale,
+                                 const float* shift, long rows, long channels, double* sum, double* products,
+                                 float linear, float cubic) {
   with_activation(linear, cubic, [=](auto activation) {
+    with_branch(branch, [=](auto added) {
+      sum_rows(rows, channels, sum, products, [=](long row, long c, __m512& a, __m512& b) {
+        const long at = row * channels + c;
+        const __m512 v = load(z + at);
+        const __m512 x = _mm512_fmadd_ps(v, _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
+        const __m512 g = activation.gradient(added(at, x), load(gradient + at));
+        a = a + g;
+        b = _mm512_fmadd_ps(g, v, b);
+      });
+    });
+  });
+}
+
+// out = scale x (the gradient that passes the activation) + slope z + offset: the gradient of z. That of the branch is
+// the gradient that passes the activation; it is written where `of_branch` is not null.
+void norm_activate_gradient(const bf16* gradient, const bf16* z, const bf16* branch, const float* scale,
+                            const float* shift, const float* slope, const float* offset, bf16* out, bf16* of_branch,
+                            long rows, long channels, float linear, float cubic) {
+  with_activation(linear, cubic, [=](auto activation) {
+    with_branch(branch, [=](auto added) {
 #pragma omp parallel for schedule(static)
-    for (long row = 0; row < rows; row++)
-      for (long c = 0; c < channels; c += 16) {
-        const __m512 v = load(z + row * channels + c), s = _mm512_loadu_ps(scale + c);
-        const __m512 x = _mm512_fmadd_ps(v, s, _mm512_loadu_ps(shift + c));
-        const __m512 g = activation.gradient(x, load(gradient + row * channels + c));
-        const __m512 rest = _mm512_fmadd_ps(_mm512_loadu_ps(slope + c), v, _mm512_loadu_ps(offset + c));
-        store(out + row * channels + c, _mm512_fmadd_ps(s, g, rest));
-      }
+      for (long row = 0; row < rows; row++)
+        for (long c = 0; c < channels; c += 16) {
+          const long at = row * channels + c;
+          const __m512 v = load(z + at), s = _mm512_loadu_ps(scale + c);
+          const __m512 x = _mm512_fmadd_ps(v, s, _mm512_loadu_ps(shift + c));
+          const __m512 g = activation.gradient(added(at, x), load(gradient + at));
+          const __m512 rest = _mm512_fmadd_ps(_mm512_loadu_ps(slope + c), v, _mm512_loadu_ps(offset + c));
+          store(out + at, _mm512_fmadd_ps(s, g, rest));
+          if (of_branch) store(of_branch + at, g);
+        }
+    });
   });
 }
 

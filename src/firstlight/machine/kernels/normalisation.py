@@ -1,4 +1,4 @@
-"""Batch norm and activation as one operation, forwards and backwards."""
+"""Batch norm and activation, if any, as one operation, forwards and backwards."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from firstlight.machine.kernels.library import load
 _LAYOUT = torch.channels_last
 
 
-# Coefficients of an activation x·σ(linear·x + cubic·x³), σ the logistic function; zeros stand for ReLU.
-_RELU, _SILU = (0.0, 0.0), (1.0, 0.0)
+# Coefficients of an activation x·σ(linear·x + cubic·x³), σ the logistic function; zeros stand for ReLU, a
+# negative one for no activation.
+_RELU, _SILU, _NONE = (0.0, 0.0), (1.0, 0.0), (-1.0, 0.0)
 _GELU = (2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715)
 
 
-def _coefficients(activation: nn.Module) -> tuple[float, float] | None:
+def _coefficients(activation: nn.Module | None) -> tuple[float, float] | None:
     match activation:
+        case None:
+            return _NONE
         case nn.ReLU():
             return _RELU
         case nn.SiLU():
@@ -32,11 +35,11 @@ def _coefficients(activation: nn.Module) -> tuple[float, float] | None:
             return None
 
 
-def serves(norm: nn.BatchNorm2d, activation: nn.Module, images: Tensor) -> bool:
+def serves(norm: nn.BatchNorm2d, activation: nn.Module | None, images: Tensor) -> bool:
     """Whether the compiled operation computes what `norm` and then `activation` do, in bf16 on a CPU.
 
     It does so for multiples of 16 channels, for a norm that is as `nn.BatchNorm2d` makes it by default, and
-    for ReLU, SiLU and GELU in its tanh form.
+    for ReLU, SiLU, GELU in its tanh form, and none.
     """
     return (
         _coefficients(activation) is not None
@@ -50,13 +53,19 @@ def serves(norm: nn.BatchNorm2d, activation: nn.Module, images: Tensor) -> bool:
     )
 
 
-def norm_activate(images: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -> Tensor:
-    """Return activation(norm(images)) for N×C×H×W images in bf16; in training, update the running statistics.
+def norm_activate(
+    images: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None, branch: Tensor | None = None
+) -> Tensor:
+    """Return activation(norm(images) + branch) for N×C×H×W in bf16; in training, update running statistics.
+
+    branch: the other branch of a residual block, of the same shape; none adds nothing.
 
     Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1. Statistics are of the bf16 images, in fp32 and
     fp64. Call it where `serves` is true.
     """
     images = images.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+    if branch is not None:
+        branch = branch.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
     if not norm.training:
         assert norm.running_mean is not None and norm.running_var is not None  # `serves` requires them
         mean, variance = norm.running_mean, norm.running_var
@@ -66,7 +75,7 @@ def norm_activate(images: Tensor, norm: nn.BatchNorm2d, activation: nn.Module) -
     inverse_std = (variance + norm.eps).rsqrt()
     coefficients = _coefficients(activation)
     return _NormActivate.apply(  # type: ignore[no-any-return,no-untyped-call]
-        images, norm.weight, norm.bias, mean, inverse_std, norm.training, coefficients
+        images, branch, norm.weight, norm.bias, mean, inverse_std, norm.training, coefficients
     )
 
 
@@ -94,6 +103,7 @@ class _NormActivate(Function):
     def forward(
         ctx: Any,
         images: Tensor,
+        branch: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         mean: Tensor,
@@ -106,15 +116,15 @@ class _NormActivate(Function):
         result = torch.empty_like(images)
         channels = images.shape[1]
         pixels = images.numel() // channels
-        load().call("norm_activate", images, scale, shift, result, pixels, channels, *coefficients)
+        load().call("norm_activate", images, branch, scale, shift, result, pixels, channels, *coefficients)
         ctx.training, ctx.coefficients = training, coefficients
-        ctx.save_for_backward(images, mean, inverse_std, scale, shift)
+        ctx.save_for_backward(images, branch, mean, inverse_std, scale, shift)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, mean, inverse_std, scale, shift = ctx.saved_tensors
+        images, branch, mean, inverse_std, scale, shift = ctx.saved_tensors
         gradient = gradient.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
         channels = images.shape[1]
         pixels = images.numel() // channels
@@ -122,15 +132,17 @@ class _NormActivate(Function):
         size = (pixels, channels)
         load().call(
             "norm_activate_gradient_sums",
-            *(gradient, images, scale, shift, *size, sums[0], sums[1], *ctx.coefficients),
+            *(gradient, images, branch, scale, shift, *size, sums[0], sums[1], *ctx.coefficients),
         )
         of_bias, of_weight = sums[0], inverse_std * (sums[1] - mean * sums[0])
-        of_images = None
-        if ctx.needs_input_grad[0]:
+        of_images = of_branch = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             # In training the mean and the variance depend on every pixel; in evaluation they are constants.
             slope = -scale * inverse_std * of_weight / pixels if ctx.training else torch.zeros_like(of_weight)
             offset = -scale * of_bias / pixels - slope * mean if ctx.training else slope
             of_images = torch.empty_like(images)
-            arguments = (gradient, images, scale, shift, slope.float(), offset.float(), of_images)
+            of_branch = torch.empty_like(images) if ctx.needs_input_grad[1] else None
+            coefficients = (scale, shift, slope.float(), offset.float())
+            arguments = (gradient, images, branch, *coefficients, of_images, of_branch)
             load().call("norm_activate_gradient", *arguments, *size, *ctx.coefficients)
-        return of_images, of_weight.float(), of_bias.float(), None, None, None, None
+        return of_images, of_branch, of_weight.float(), of_bias.float(), None, None, None, None
