@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firstlight.errors import InputError
@@ -71,8 +71,8 @@ def choose(
     """Choose device and precision, and tune the memory allocator for training on a CPU.
 
     device: "auto" takes CUDA, else MPS, else the CPU.
-    precision: "auto" is bf16 on a CUDA device where it is native, else fp16; fp32 on MPS; and on a CPU
-        whichever of bf16 and fp32 is faster in a short measurement.
+    precision: "auto" is bf16 on a CUDA device where it is native, else fp16; fp32 on MPS; on a CPU bf16 where
+        kernels are compiled for it, else whichever of bf16 and fp32 is faster in a short measurement.
     determinism: "draws" gives the same order, augmentation and initial weights everywhere. "bits" also makes
         a GPU compute in a fixed order, which costs speed; a CPU always does.
     Raises InputError for an unknown choice, or one that this machine does not have.
@@ -107,9 +107,7 @@ def operations_on(machine: Machine) -> str:
     """Say in words which kernels compute a network on this machine, and why."""
     if machine.device.type != "cpu":
         return f"plain operations: on {machine.device.type} torch's own are fast"
-    if machine.precision != "bf16":
-        return f"plain operations: the compiled ones compute in bf16, not {machine.precision}"
-    return load().words
+    return load(machine.dtype).words
 
 
 def _faster_precision(device: torch.device) -> str:
@@ -117,6 +115,8 @@ def _faster_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if device.type == "mps":
         return "fp32"
+    if load():
+        return "bf16"  # its other layers gain too, from half the memory
     # Without AVX-512 or AMX bf16 arithmetic is emulated and slower than fp32, and chips with them differ in
     # speed. So the operation that training will use is timed: in turn, and the shortest of each. By one
     # thread, since several wait for the slowest of them: other work on the machine would then choose.
@@ -140,12 +140,11 @@ def _faster_precision(device: torch.device) -> str:
 def _convolution(dtype: torch.dtype) -> Callable[[], None]:
     """Return one convolution, forward and backward, of a size that small networks have."""
     images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    compiled = dtype == torch.bfloat16 and bool(load())
+    compiled = bool(load(dtype))
     filters = torch.ones(64, 64, 3, 3, dtype=torch.float32 if compiled else dtype)
     filters = filters.to(memory_format=torch.channels_last).requires_grad_()
 
-    def forward_and_backward() -> None:
-        outputs = convolve(images, filters) if compiled else F.conv2d(images, filters, padding=1)
-        outputs.sum().backward()
+    def forward() -> Tensor:
+        return convolve(images, filters, dtype=dtype) if compiled else F.conv2d(images, filters, padding=1)
 
-    return forward_and_backward
+    return lambda: forward().sum().backward()

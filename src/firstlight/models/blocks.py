@@ -88,18 +88,28 @@ def conv_norm_activate(
     layers = [layer for layer in (conv, pool, norm, activation) if layer is not None]
     # Whoever hooks a layer wants to see it at work.
     hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    fused = in_bf16 and not hooked and normalisation.serves(norm, activation, x)
-    if fused and convolution.serves(conv, x, pool=pool is not None):
-        x = convolution.convolve(x, conv.weight, pool=pool is not None)
-        return normalisation.norm_activate(x, norm, activation, branch)
-    x = conv(x)
-    if pool is not None:
-        x = pool(x)
-    if fused:
-        return normalisation.norm_activate(x, norm, activation, branch)
-    x = norm(x) if branch is None else norm(x) + branch
-    return x if activation is None else activation(x)
+    dtype = _compiled_dtype(x, norm)
+    if dtype is None or hooked or not normalisation.serves(norm, activation, x, dtype):
+        x = conv(x)
+        x = norm(x if pool is None else pool(x))
+        x = x if branch is None else x + branch
+        return x if activation is None else activation(x)
+    if convolution.serves(conv, x, pool=pool is not None, dtype=dtype):
+        x = convolution.convolve(x, conv.weight, pool=pool is not None, dtype=dtype)
+    else:
+        x = conv(x)
+        x = x if pool is None else pool(x)
+    return normalisation.norm_activate(x, norm, activation, branch, dtype)
+
+
+def _compiled_dtype(x: Tensor, norm: nn.BatchNorm2d) -> torch.dtype | None:
+    """Return the number format in which compiled kernels may compute, None where they may not.
+
+    In fp32 they serve training alone: whoever asks a trained network in fp32 wants torch's rounding.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+    return torch.float32 if x.dtype == torch.float32 and norm.training else None
 
 
 class GlobalMaxPool(nn.AdaptiveMaxPool2d):

@@ -14,12 +14,16 @@ from firstlight.machine.kernels.library import load
 _LAYOUT = torch.channels_last
 
 
-def serves(conv: nn.Conv2d, images: Tensor, *, pool: bool = False) -> bool:
+def serves(
+    conv: nn.Conv2d, images: Tensor, *, pool: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> bool:
     """Whether the compiled convolution computes what `conv` does, on N×C×H×W images like these.
 
-    It does so in bf16 on a CPU, for 3×3 filters without bias, at stride 1 and padding 1, where the numbers
-    of channels are multiples of 16, at most 1024 (sums in fp16 would err), and, with `pool`, the images'
-    sides are even.
+    It does so on a CPU, for 3×3 filters without bias, at stride 1 and padding 1, where the numbers of
+    channels are multiples of 16, at most 1024 (sums in fp16 would err), and, with `pool`, the images' sides
+    are even.
+
+    dtype: in which to compute, bf16 or fp32.
     """
     return (
         (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -31,24 +35,26 @@ def serves(conv: nn.Conv2d, images: Tensor, *, pool: bool = False) -> bool:
         and not (pool and (images.shape[2] % 2 or images.shape[3] % 2))
         and images.device.type == "cpu"
         and conv.weight.dtype == torch.float32
-        and bool(load())
+        and bool(load(dtype))
     )
 
 
-def convolve(images: Tensor, weight: Tensor, *, pool: bool = False) -> Tensor:
-    """Convolve bf16 images, N×C×H×W, with fp32 filters, out×C×3×3; `pool` adds a 2×2 max-pool.
+def convolve(
+    images: Tensor, weight: Tensor, *, pool: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Convolve images, N×C×H×W, with fp32 filters, out×C×3×3; `pool` adds a 2×2 max-pool.
 
-    By Winograd's minimal filtering F(2×2, 3×3) (Lavin & Gray 2016, arXiv 1509.09308): sums in fp32,
-    filters' gradients in fp32, images and their gradients in bf16, channels-last. Call it where `serves`
-    is true.
+    By Winograd's minimal filtering (Lavin & Gray 2016, arXiv 1509.09308), F(2×2, 3×3) in bf16 and
+    F(4×4, 3×3) in fp32: sums in fp32, filters' gradients in fp32, images and their gradients in `dtype`,
+    channels-last. Call it where `serves` is true.
     """
-    return _Convolve.apply(images, weight, pool)  # type: ignore[no-any-return,no-untyped-call]
+    return _Convolve.apply(images, weight, pool, dtype)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Convolve(Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, pool: bool) -> Tensor:
-        images = images.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+    def forward(ctx: Any, images: Tensor, weight: Tensor, pool: bool, dtype: torch.dtype) -> Tensor:
+        images = images.to(dtype).contiguous(memory_format=_LAYOUT)
         weight = weight.contiguous(memory_format=_LAYOUT)
         count, _, height, width = images.shape
         shrink = 2 if pool else 1
@@ -61,15 +67,15 @@ class _Convolve(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         images, weight, argmax = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=_LAYOUT)
+        gradient = gradient.to(images.dtype).contiguous(memory_format=_LAYOUT)
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
             of_images = _run(gradient, argmax, weight, None, tuple(images.shape), backwards=True)
         if ctx.needs_input_grad[1]:
             of_weight = _filter_gradient(images, gradient, argmax, weight)
-        return of_images, of_weight, None
+        return of_images, of_weight, None, None
 
 
 def _run(
@@ -82,12 +88,14 @@ def _run(
     backwards: bool,
 ) -> Tensor:
     outputs, inputs = weight.shape[:2]
-    filters, scale = torch.empty(16 * inputs * outputs, dtype=torch.int16), torch.empty(())
-    load().call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
-    result = torch.empty(shape, dtype=torch.bfloat16, memory_format=_LAYOUT)
+    kernels = load(images.dtype)
+    size = kernels.places * inputs * outputs
+    filters, scale = torch.empty(size, dtype=kernels.variant.factor), torch.empty(())
+    kernels.call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
+    result = torch.empty(shape, dtype=images.dtype, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
     unpooled = 1 if argmax_in is None else 2
-    load().call(
+    kernels.call(
         "convolve",
         *(images, argmax_in, filters, scale, result, argmax_out),
         *(count, unpooled * height, unpooled * width, channels, shape[1]),
@@ -99,12 +107,13 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
     count, inputs, height, width = images.shape
     outputs = len(weight)
     # The library says how large: as many blocks as the cache that all cores share can hold.
-    sums = torch.empty(16 * inputs * outputs)
+    kernels = load(images.dtype)
+    sums = torch.empty(kernels.places * inputs * outputs)
     size = torch.zeros((), dtype=torch.int64)
-    load().call("filter_gradient_work", inputs, outputs, size)
-    work = torch.empty(int(size), dtype=torch.int16)
+    kernels.call("filter_gradient_work", inputs, outputs, size)
+    work = torch.empty(int(size), dtype=kernels.variant.factor)
     result = torch.empty_like(weight, memory_format=_LAYOUT)
-    load().call(
+    kernels.call(
         "convolve_filter_gradient",
         *(images, gradient, argmax, sums, work, result),
         *(count, height, width, inputs, outputs),

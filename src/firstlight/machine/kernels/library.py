@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,60 @@ from torch import Tensor
 from firstlight.machine.processor import cpu_has
 from firstlight.machine.storage import cache_folder
 
-_SOURCES = ("bf16.h", "products.h", "winograd.cpp", "norm.cpp")
-_EXTENSIONS = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq", "bf16"))
-_FLAGS = ("-O3", "-std=c++17", "-mfma", *_EXTENSIONS, "-fopenmp", "-fPIC", "-shared", "-w")
-_OPERANDS = {"FP16": ("-mavx512fp16",), "BF16": ()}
-"""Number formats of the operands of products, the best first, each with its compiler flags."""
+_FLAGS = ("-O3", "-std=c++17", "-mfma", "-fopenmp", "-fPIC", "-shared", "-w")
+_AVX512 = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq"))
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """The kernels in use.
+class Variant:
+    """One way to compile the kernels for a number format of images.
 
-    library: the compiled ones; None where torch's plain operations are in use.
+    name: what the user reads. capability: what the processor must have, in torch's words. flags: of the
+    compiler. tile: outputs of a Winograd tile along a side. factor: type of a transformed value.
+    """
+
+    name: str
+    dtype: torch.dtype
+    capability: str
+    flags: tuple[str, ...]
+    sources: tuple[str, ...]
+    tile: int
+    factor: torch.dtype
+
+
+_BF16_SOURCES = ("scratch.h", "bf16.h", "products.h", "winograd.cpp", "norm.cpp")
+_FP32_SOURCES = ("scratch.h", "vector.h", "winograd_fp32.cpp", "norm_fp32.cpp")
+_FP32_FLAGS = ("-ffp-contract=fast", "-mavx2")
+_BF16 = Variant(
+    "AVX-512 BF16",
+    *(torch.bfloat16, "avx512_bf16", (*_AVX512, "-mavx512bf16"), _BF16_SOURCES, 2, torch.int16),
+)
+_FP16 = replace(_BF16, name="AVX-512 FP16", capability="avx512_fp16", flags=(*_BF16.flags, "-mavx512fp16"))
+_AVX2 = Variant("AVX2", torch.float32, "avx2", _FP32_FLAGS, _FP32_SOURCES, 4, torch.float32)
+_AVX512F = replace(_AVX2, name="AVX-512", capability="avx512", flags=(*_FP32_FLAGS, *_AVX512))
+
+CHOICES = ("plain", "compiled", "bf16", "avx512", "avx2")
+"""What FIRSTLIGHT_KERNELS may be, besides nothing."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels in use for images of one number format.
+
+    library: the compiled ones, and how they were; None where torch's plain operations are in use.
     words: which are in use, and why.
     """
 
     library: ctypes.CDLL | None
     words: str
+    variant: Variant = _BF16
+
+    @property
+    def places(self) -> int:
+        """Values of a transformed patch of an image."""
+        return (self.variant.tile + 2) ** 2
 
     def __bool__(self) -> bool:
         return self.library is not None
@@ -50,19 +85,20 @@ class Kernels:
 
 
 @functools.cache
-def load() -> Kernels:
+def load(dtype: torch.dtype = torch.bfloat16) -> Kernels:
     """Return the compiled kernels, built now unless they are in the cache (a few seconds, once a machine).
 
-    They need x86-64 Linux, AVX-512 BF16 and a C++ compiler. With AMX torch's own operations are faster.
-    FIRSTLIGHT_KERNELS=plain chooses torch's operations, =compiled the kernels in spite of AMX, and =bf16 the
-    kernels with operands in bf16 where the chip has AVX-512 FP16 too.
+    dtype: of the images, bf16 or fp32. They need x86-64 Linux and a C++ compiler; for bf16 AVX-512 BF16, for
+    fp32 AVX2. With AMX torch's own operations are faster in bf16. FIRSTLIGHT_KERNELS limits them: =plain
+    chooses torch's operations, =compiled the kernels in spite of AMX, =bf16 operands in bf16 where the chip
+    has AVX-512 FP16 too, =avx512 and =avx2 those of fp32 for these instructions.
     """
-    if reason := _misfit():
+    if reason := _misfit(dtype):
         return Kernels(None, f"plain operations: {reason}")
-    for operands in _formats():
+    for variant in _variants(dtype):
         try:
-            library = ctypes.CDLL(str(_build(_OPERANDS[operands])))
-            return Kernels(library, f"compiled for AVX-512 {operands} (Winograd convolutions)")
+            library = ctypes.CDLL(str(_build(variant)))
+            return Kernels(library, f"compiled for {variant.name} (Winograd convolutions)", variant)
         except _BuildError as error:
             reason = str(error)
     return Kernels(None, f"plain operations: {reason}")
@@ -82,43 +118,50 @@ def _choice() -> str:
     return os.environ.get("FIRSTLIGHT_KERNELS", "")
 
 
-def _formats() -> list[str]:
-    """List the operands' formats that this chip multiplies and the user allows, the best first."""
+def _variants(dtype: torch.dtype) -> list[Variant]:
+    """List the variants that this chip can run and the user allows, the best first."""
+    if dtype == torch.float32:
+        wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _choice() != "avx2"
+        return [_AVX512F, _AVX2] if wide else [_AVX2]
     has_fp16 = cpu_has("avx512_fp16") and _choice() != "bf16"
-    return [name for name in _OPERANDS if name == "BF16" or has_fp16]
+    return [_FP16, _BF16] if has_fp16 else [_BF16]
 
 
 class _BuildError(Exception):
     """Why there is no library, in words."""
 
 
-def _misfit() -> str:
+def _misfit(dtype: torch.dtype) -> str:
     """Say why the plain operations are in use; empty where the compiled kernels fit."""
     choice = _choice()
     if choice == "plain":
         return "FIRSTLIGHT_KERNELS=plain asks for them"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"none are compiled for {sys.platform} on {platform.machine()}"
+    # A limit to older instructions that was set for torch holds here too.
+    capability = torch.backends.cpu.get_cpu_capability()
+    if dtype == torch.float32:
+        return "" if capability.startswith(("AVX2", "AVX512")) else "no AVX2 here"
+    if choice in ("avx512", "avx2"):
+        return f"FIRSTLIGHT_KERNELS={choice} allows none in bf16"
     if not cpu_has("avx512_bf16"):
         return "no AVX-512 BF16 here"
     if cpu_has("amx_tile") and choice not in ("compiled", "bf16"):
         return "torch's own convolutions use AMX"
-    # A limit to older instructions that was set for torch holds here too.
-    limited = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    if limited or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not capability.startswith("AVX512") or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "torch is limited to older instructions"
     return ""
 
 
-def _build(extra_flags: tuple[str, ...]) -> Path:
+def _build(variant: Variant) -> Path:
     """Return the library's file from the cache; compile it first where it is not there.
 
     Raises _BuildError where that fails.
     """
     folder = Path(__file__).parent
-    sources = [(folder / name).read_bytes() for name in _SOURCES]
+    sources = [(folder / name).read_bytes() for name in variant.sources]
     openmp = _openmp()
-    flags = (*_FLAGS, *extra_flags)
+    flags = (*_FLAGS, *variant.flags)
     build_key = repr((flags, openmp, platform.libc_ver())).encode()
     name = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}.so"
     cached = cache_folder() / name
@@ -132,7 +175,7 @@ def _build(extra_flags: tuple[str, ...]) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent) as temporary:
             output = Path(temporary) / name
-            units = [str(folder / source) for source in _SOURCES if source.endswith(".cpp")]
+            units = [str(folder / source) for source in variant.sources if source.endswith(".cpp")]
             command = [compiler, *flags, *units, "-o", str(output), *openmp]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_SECONDS)
             if done.returncode:

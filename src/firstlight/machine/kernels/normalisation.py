@@ -35,8 +35,10 @@ def _coefficients(activation: nn.Module | None) -> tuple[float, float] | None:
             return None
 
 
-def serves(norm: nn.BatchNorm2d, activation: nn.Module | None, images: Tensor) -> bool:
-    """Whether the compiled operation computes what `norm` and then `activation` do, in bf16 on a CPU.
+def serves(
+    norm: nn.BatchNorm2d, activation: nn.Module | None, images: Tensor, dtype: torch.dtype = torch.bfloat16
+) -> bool:
+    """Whether the compiled operation computes what `norm` and then `activation` do, in `dtype` on a CPU.
 
     It does so for multiples of 16 channels, for a norm that is as `nn.BatchNorm2d` makes it by default, and
     for ReLU, SiLU, GELU in its tanh form, and none.
@@ -49,23 +51,27 @@ def serves(norm: nn.BatchNorm2d, activation: nn.Module | None, images: Tensor) -
         and norm.momentum is not None
         and norm.weight.dtype == torch.float32
         and images.device.type == "cpu"
-        and bool(load())
+        and bool(load(dtype))
     )
 
 
 def norm_activate(
-    images: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None, branch: Tensor | None = None
+    images: Tensor,
+    norm: nn.BatchNorm2d,
+    activation: nn.Module | None,
+    branch: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Return activation(norm(images) + branch) for N×C×H×W in bf16; in training, update running statistics.
+    """Return activation(norm(images) + branch) for N×C×H×W, in `dtype`; in training, update the statistics.
 
     branch: the other branch of a residual block, of the same shape; none adds nothing.
 
-    Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1. Statistics are of the bf16 images, in fp32 and
-    fp64. Call it where `serves` is true.
+    Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1. Statistics are of the images in `dtype`, in fp32
+    and fp64. Call it where `serves` is true.
     """
-    images = images.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+    images = images.to(dtype).contiguous(memory_format=_LAYOUT)
     if branch is not None:
-        branch = branch.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+        branch = branch.to(dtype).contiguous(memory_format=_LAYOUT)
     if not norm.training:
         assert norm.running_mean is not None and norm.running_var is not None  # `serves` requires them
         mean, variance = norm.running_mean, norm.running_var
@@ -84,7 +90,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     channels = images.shape[1]
     pixels = images.numel() // channels
     sums = torch.empty(2, channels, dtype=torch.float64)
-    load().call("norm_sums", images, pixels, channels, sums[0], sums[1])
+    load(images.dtype).call("norm_sums", images, pixels, channels, sums[0], sums[1])
     mean, square = sums / pixels
     return mean.float(), (square - mean.square()).clamp_(min=0).float()
 
@@ -116,7 +122,9 @@ class _NormActivate(Function):
         result = torch.empty_like(images)
         channels = images.shape[1]
         pixels = images.numel() // channels
-        load().call("norm_activate", images, branch, scale, shift, result, pixels, channels, *coefficients)
+        load(images.dtype).call(
+            "norm_activate", images, branch, scale, shift, result, pixels, channels, *coefficients
+        )
         ctx.training, ctx.coefficients = training, coefficients
         ctx.save_for_backward(images, branch, mean, inverse_std, scale, shift)
         return result
@@ -125,12 +133,12 @@ class _NormActivate(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, branch, mean, inverse_std, scale, shift = ctx.saved_tensors
-        gradient = gradient.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+        gradient = gradient.to(images.dtype).contiguous(memory_format=_LAYOUT)
         channels = images.shape[1]
         pixels = images.numel() // channels
         sums = torch.empty(2, channels, dtype=torch.float64)
         size = (pixels, channels)
-        load().call(
+        load(images.dtype).call(
             "norm_activate_gradient_sums",
             *(gradient, images, branch, scale, shift, *size, sums[0], sums[1], *ctx.coefficients),
         )
@@ -144,5 +152,5 @@ class _NormActivate(Function):
             of_branch = torch.empty_like(images) if ctx.needs_input_grad[1] else None
             coefficients = (scale, shift, slope.float(), offset.float())
             arguments = (gradient, images, branch, *coefficients, of_images, of_branch)
-            load().call("norm_activate_gradient", *arguments, *size, *ctx.coefficients)
+            load(images.dtype).call("norm_activate_gradient", *arguments, *size, *ctx.coefficients)
         return of_images, of_branch, of_weight.float(), of_bias.float(), None, None, None, None

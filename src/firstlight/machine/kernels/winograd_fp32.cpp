@@ -1,0 +1,344 @@
+// 3x3 convolutions of channels-last fp32 images, with four times fewer multiplications.
+//
+// Winograd's minimal filtering F(4x4, 3x3), as in Lavin and Gray 2016 (arXiv 1509.09308), section 4.3: a 6x6 patch d
+// and a filter g give 4x4 outputs Y = A'[(G g G') . (B' d B)]A. The transforms multiply by up to 8 and so lose up to
+// three bits of fp32's 24; bf16's 8 would not allow it. Sums over channels are matrix products, one for each of the 36
+// places of a transformed patch.
+//
+// A 4x4 tile of outputs is also four windows of a 2x2 max-pool: only the largest of each is written, with its place (0
+// to 3) as one byte, and the gradient is spread again while it is read.
+//
+// Names: N images of H x W (both even where they are pooled), C channels (a multiple of 16), T tiles in a block, f one
+// of the 36 places of a transformed patch.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "vector.h"
+
+namespace {
+
+constexpr long kSide = 6, kPlaces = kSide * kSide, kTile = 4, kOutputs = kTile * kTile;
+
+// A batch of images; `places` is null, or says where in each 2x2 window of the H x W image a value of the H/2 x W/2
+// image that lies in memory belongs.
+struct Images {
+  const float* values;
+  const uint8_t* places;
+  long H, W, C;
+  // Tiles of 4x4 outputs; the last one of a side may reach beyond the border.
+  long down() const { return (H + kTile - 1) / kTile; }
+  long across() const { return (W + kTile - 1) / kTile; }
+};
+
+// Where the pixels of a square of `side` x `side` lie; beyond the border they are zeros.
+template <long side>
+struct Square {
+  const float* values[side * side];
+  const uint8_t* places[side * side];
+  long place[side * side];
+};
+
+// The square of tile t that begins `before` pixels above and to the left of its outputs.
+template <long side>
+void locate(const Images& x, long t, long before, const float* zeros, Square<side>& square) {
+  const long across = x.across(), down = x.down(), n = t / (across * down);
+  const long top = t / across % down * kTile - before, left = t % across * kTile - before;
+  for (long i = 0; i < side; i++)
+    for (long j = 0; j < side; j++) {
+      const long h = top + i, w = left + j, k = side * i + j;
+      const bool inside = h >= 0 && h < x.H && w >= 0 && w < x.W;
+      const long at = x.places ? ((n * (x.H / 2) + h / 2) * (x.W / 2) + w / 2) * x.C : ((n * x.H + h) * x.W + w) * x.C;
+      square.values[k] = inside ? x.values + at : zeros;
+      if (x.places) {
+        // Zeros stay zeros wherever they are put, so any readable bytes serve beyond the border.
+        square.places[k] = inside ? x.places + at : reinterpret_cast<const uint8_t*>(zeros);
+        square.place[k] = inside ? h % 2 * 2 + w % 2 : 0;
+      }
+    }
+}
+
+template <bool pooled, long side>
+inline vec pixel(const Square<side>& square, long k, long c) {
+  const vec v = load(square.values[k] + c);
+  if (!pooled) return v;
+  return where(load_places(square.places[k] + c) == static_cast<int32_t>(square.place[k]), v);
+}
+
+// B' d, of six values.
+inline void transform_image(const vec (&d)[6], vec (&out)[6]) {
+  const vec odd = 2.0f * (d[3] - d[1]), even = d[4] - d[2];
+  const vec low = d[4] - 4.0f * d[2], high = d[3] - 4.0f * d[1];
+  out[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+  out[1] = low + high;
+  out[2] = low - high;
+  out[3] = even + odd;
+  out[4] = even - odd;
+  out[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+}
+
+// A y, of four values.
+inline void transform_gradient(const vec (&y)[4], vec (&out)[6]) {
+  const vec even = y[0] + y[2], odd = y[1] + y[3], far_even = y[0] + 4.0f * y[2], far_odd = 2.0f * y[1] + 8.0f * y[3];
+  out[0] = y[0];
+  out[1] = even + odd;
+  out[2] = even - odd;
+  out[3] = far_even + far_odd;
+  out[4] = far_even - far_odd;
+  out[5] = y[3];
+}
+
+// A' m, of six values.
+inline void transform_back(const vec (&m)[6], vec (&out)[4]) {
+  const vec even = m[1] + m[2], odd = m[1] - m[2], far_even = m[3] + m[4], far_odd = m[3] - m[4];
+  out[0] = m[0] + even + far_even;
+  out[1] = odd + 2.0f * far_odd;
+  out[2] = even + 4.0f * far_even;
+  out[3] = odd + 8.0f * far_odd + m[5];
+}
+
+// G g, of three values.
+inline void transform_filter(const vec (&g)[3], vec (&out)[6]) {
+  const vec ends = (g[0] + g[2]) * (-1.0f / 6), middle = g[1] * (1.0f / 6);
+  const vec far = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), far_middle = g[1] * (1.0f / 12);
+  out[0] = g[0] * 0.25f;
+  out[1] = ends - middle;
+  out[2] = ends + middle;
+  out[3] = far + far_middle;
+  out[4] = far - far_middle;
+  out[5] = g[2];
+}
+
+// G' m, of six values.
+inline void transform_filter_gradient(const vec (&m)[6], vec (&out)[3]) {
+  const vec even = (m[1] + m[2]) * (-1.0f / 6), odd = (m[2] - m[1]) * (1.0f / 6);
+  const vec far_even = m[3] + m[4], far_odd = m[3] - m[4];
+  out[0] = m[0] * 0.25f + even + far_even * (1.0f / 24);
+  out[1] = odd + far_odd * (1.0f / 12);
+  out[2] = even + far_even * (1.0f / 6) + m[5];
+}
+
+// A transform of one direction on both sides of a square: from From x From values to To x To.
+template <long From, long To, class Read, class Write, class Transform>
+inline void both_ways(Read read, Write write, Transform transform) {
+  vec half[To * From];
+#pragma GCC unroll 6
+  for (long j = 0; j < From; j++) {
+    vec in[From], out[To];
+#pragma GCC unroll 6
+    for (long i = 0; i < From; i++) in[i] = read(i * From + j);
+    transform(in, out);
+#pragma GCC unroll 6
+    for (long i = 0; i < To; i++) half[i * From + j] = out[i];
+  }
+#pragma GCC unroll 6
+  for (long i = 0; i < To; i++) {
+    vec in[From], out[To];
+#pragma GCC unroll 6
+    for (long j = 0; j < From; j++) in[j] = half[i * From + j];
+    transform(in, out);
+#pragma GCC unroll 6
+    for (long j = 0; j < To; j++) write(i * To + j, out[j]);
+  }
+}
+
+// [f][tile][channel], planes `plane` apart, of tiles `begin` to `end` of a block.
+template <bool pooled>
+void transform_images(const Images& x, long first, long begin, long end, const float* zeros, float* out, long plane) {
+  Square<kSide> patch;
+  for (long t = begin; t < end; t++) {
+    locate(x, first + t, 1, zeros, patch);
+    for (long c = 0; c < x.C; c += kLanes)
+      both_ways<6, 6>([&](long k) { return pixel<pooled>(patch, k, c); },
+                      [&](long f, vec v) { store(out + f * plane + t * x.C + c, v); },
+                      [](const vec(&d)[6], vec(&o)[6]) { transform_image(d, o); });
+  }
+}
+
+// [f][channels / width][tile][width]: the right side of a product over the tiles of a block.
+template <bool pooled>
+void transform_gradients(const Images& y, long first, long begin, long end, long tiles, long width, const float* zeros,
+                         float* out, long plane) {
+  Square<kTile> window;
+  for (long t = begin; t < end; t++) {
+    locate(y, first + t, 0, zeros, window);
+    for (long c = 0; c < y.C; c += kLanes) {
+      float* const to = out + (c / width * tiles + t) * width + c % width;
+      both_ways<4, 6>([&](long k) { return pixel<pooled>(window, k, c); },
+                      [&](long f, vec v) { store(to + f * plane, v); },
+                      [](const vec(&g)[4], vec(&o)[6]) { transform_gradient(g, o); });
+    }
+  }
+}
+
+// Tiles in a block: enough that the transformed filters, which each block fetches, are not what it waits for.
+constexpr long kBlock = 48;
+
+// Tiles whose transforms are kept at a time for the gradient of filters: each block fetches all sums.
+long gradient_block(long inputs, long outputs) { return inputs + outputs > 256 ? 128 : 64; }
+
+}  // namespace
+
+extern "C" {
+
+// Transform filters laid out [output][3][3][input] to the right side of a product over the channels that a convolution
+// reads: [written / width][f][read][width]. Forwards it reads inputs and writes outputs; for the gradient of the images
+// (`backwards`) it reads outputs, writes inputs, and the filters are turned by 180 degrees. Nothing needs a `scale`.
+void transform_filters(const float* filters, float* out, float* scale, long inputs, long outputs, long backwards) {
+  *scale = 1.0f;
+  const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
+  const long width = kLanes * vectors_of(writes), plane = reads * width;
+#pragma omp parallel for schedule(static)
+  for (long o = 0; o < outputs; o++)
+    for (long c = 0; c < inputs; c += kLanes) {
+      vec u[kPlaces];
+      both_ways<3, 6>([&](long k) { return load(filters + (o * 9 + (backwards ? 8 - k : k)) * inputs + c); },
+                      [&](long f, vec v) { u[f] = v; },
+                      [](const vec(&g)[3], vec(&t)[6]) { transform_filter(g, t); });
+      if (backwards) {
+        float* const to = out + c / width * kPlaces * plane + o * width + c % width;
+        for (long f = 0; f < kPlaces; f++) store(to + f * plane, u[f]);
+      } else {
+        float* const to = out + o / width * kPlaces * plane + c * width + o % width;
+        for (long f = 0; f < kPlaces; f++)
+          for (long k = 0; k < kLanes; k++) to[f * plane + k * width] = u[f][k];
+      }
+    }
+}
+
+// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient of
+// a pooled image and is spread while it is read; with `places_out`, y is pooled.
+void convolve(const float* x, const uint8_t* places_in, const float* filters, const float*, float* y,
+              uint8_t* places_out, long N, long H, long W, long inputs, long outputs) {
+  const Images images{x, places_in, H, W, inputs};
+  const long V = vectors_of(outputs), width = kLanes * V, across = images.across(), down = images.down();
+  // Products are transformed back a panel at a time: the wider it is, the less often a block is read again.
+  const long panel = outputs % 64 == 0 ? 64 : outputs % 32 == 0 ? 32 : 16;
+  const long tiles_of_all = N * down * across, filter_plane = inputs * width;
+  // Planes one cache line further apart than a power of two do not compete for the same places in the cache.
+  const long plane = kBlock * inputs + 16, sum_plane = kBlock * panel + 16;
+#pragma omp parallel
+  {
+    static thread_local Scratch<float> transformed, nothing, products;
+    float* const v = transformed.of(kPlaces * plane);
+    float* const m = products.of(kPlaces * sum_plane);
+    float* const zeros = nothing.of(inputs);
+    std::memset(zeros, 0, inputs * sizeof(float));
+#pragma omp for schedule(dynamic)
+    for (long first = 0; first < tiles_of_all; first += kBlock) {
+      const long tiles = std::min(kBlock, tiles_of_all - first);
+      if (places_in)
+        transform_images<true>(images, first, 0, tiles, zeros, v, plane);
+      else
+        transform_images<false>(images, first, 0, tiles, zeros, v, plane);
+      for (long o = 0; o < outputs; o += panel) {
+        for (long f = 0; f < kPlaces; f++)
+          for (long part = 0; part < panel; part += width)
+            multiply<false>(V, tiles, v + f * plane, inputs, 1,
+                            filters + ((o + part) / width * kPlaces + f) * filter_plane, inputs,
+                            m + f * sum_plane + part, panel);
+        for (long t = 0; t < tiles; t++) {
+          const long tile = first + t, n = tile / (across * down);
+          const long top = tile / across % down * kTile, left = tile % across * kTile;
+          for (long c = 0; c < panel; c += kLanes) {
+            vec half[4 * kSide], out[kOutputs];
+            for (long j = 0; j < kSide; j++) {
+              vec in[6], column[4];
+              for (long i = 0; i < kSide; i++) in[i] = load(m + (kSide * i + j) * sum_plane + t * panel + c);
+              transform_back(in, column);
+              for (long i = 0; i < kTile; i++) half[kSide * i + j] = column[i];
+            }
+            for (long i = 0; i < kTile; i++) {
+              vec in[6], row[4];
+              for (long j = 0; j < kSide; j++) in[j] = half[kSide * i + j];
+              transform_back(in, row);
+              for (long j = 0; j < kTile; j++) out[kTile * i + j] = row[j];
+            }
+            if (!places_out) {
+              for (long i = 0; i < kTile && top + i < H; i++)
+                for (long j = 0; j < kTile && left + j < W; j++)
+                  store(y + ((n * H + top + i) * W + left + j) * outputs + o + c, out[kTile * i + j]);
+              continue;
+            }
+            for (long i = 0; i < kTile && top + i < H; i += 2)
+              for (long j = 0; j < kTile && left + j < W; j += 2) {
+                vec largest = out[kTile * i + j];
+                ints place = {};
+                for (int32_t k = 1; k < 4; k++) {
+                  const vec other = out[kTile * (i + k / 2) + j + k % 2];
+                  // What is not a number counts as the largest, so that a diverging run is seen to diverge.
+                  const ints larger = (other > largest) | (other != other);
+                  largest = choose(larger, other, largest);
+                  place = (larger & k) | (~larger & place);
+                }
+                const long at = ((n * (H / 2) + (top + i) / 2) * (W / 2) + (left + j) / 2) * outputs + o + c;
+                store(y + at, largest);
+                store(places_out + at, __builtin_convertvector(place, bytes));
+              }
+          }
+        }
+      }
+    }
+  }
+}
+
+// How many floats `convolve_filter_gradient` needs to work with.
+void filter_gradient_work(long inputs, long outputs, int64_t* values) {
+  *values = kPlaces * (gradient_block(inputs, outputs) * (inputs + outputs) + 32);
+}
+
+// The gradient of the filters, [output][3][3][input], from the images x and the outputs' gradient y, which `places`
+// spreads where the outputs were pooled. `sums` holds 36 x inputs x outputs floats, `work` what `filter_gradient_work`
+// says.
+void convolve_filter_gradient(const float* x, const float* y, const uint8_t* places, float* sums, float* work,
+                              float* gradient, long N, long H, long W, long inputs, long outputs) {
+  const Images images{x, nullptr, H, W, inputs}, gradients{y, places, H, W, outputs};
+  const long V = vectors_of(outputs), width = kLanes * V, panels = outputs / width, slice = 4;
+  const long tiles_of_all = N * images.down() * images.across(), size = inputs * outputs;
+  const long block = gradient_block(inputs, outputs);
+  const long plane = block * inputs + 16, gradient_plane = block * outputs + 16;
+  float* const v = work;
+  float* const g = work + kPlaces * plane;
+#pragma omp parallel
+  {
+    static thread_local Scratch<float> nothing;
+    float* const zeros = nothing.of(std::max(inputs, outputs));
+    std::memset(zeros, 0, std::max(inputs, outputs) * sizeof(float));
+    for (long first = 0; first < tiles_of_all; first += block) {
+      const long tiles = std::min(block, tiles_of_all - first);
+#pragma omp for schedule(static)
+      for (long begin = 0; begin < tiles; begin += slice) {
+        const long end = std::min(begin + slice, tiles);
+        transform_images<false>(images, first, begin, end, zeros, v, plane);
+        if (places)
+          transform_gradients<true>(gradients, first, begin, end, tiles, width, zeros, g, gradient_plane);
+        else
+          transform_gradients<false>(gradients, first, begin, end, tiles, width, zeros, g, gradient_plane);
+      }
+      // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
+#pragma omp for schedule(static)
+      for (long job = 0; job < kPlaces * panels; job++) {
+        const long f = job / panels, o = job % panels * width;
+        const float* const right = g + f * gradient_plane + o * tiles;
+        float* const sum = sums + f * size + o;
+        if (first)
+          multiply<true>(V, inputs, v + f * plane, 1, inputs, right, tiles, sum, outputs);
+        else
+          multiply<false>(V, inputs, v + f * plane, 1, inputs, right, tiles, sum, outputs);
+      }
+    }
+    // G' u G of each filter: [input][output] in, [output][3][3][input] out.
+#pragma omp for schedule(static)
+    for (long i = 0; i < inputs; i++)
+      for (long o = 0; o < outputs; o += kLanes)
+        both_ways<6, 3>([&](long f) { return load(sums + f * size + i * outputs + o); },
+                        [&](long k, vec v) {
+                          for (long l = 0; l < kLanes; l++) gradient[((o + l) * 9L + k) * inputs + i] = v[l];
+                        },
+                        [](const vec(&m)[6], vec(&t)[3]) { transform_filter_gradient(m, t); });
+  }
+}
+
+}  // extern "C"
