@@ -29,7 +29,7 @@ WARM_UP = 3
 UNITS = ("step_seconds", "import_seconds", "first_step_seconds", "peak_gigabytes")
 
 
-def stock() -> tuple[Callable[[], object], float]:
+def stock(precision: str = "bf16") -> tuple[Callable[[], object], float]:
     """Return a step of the stock loop, and the seconds that its imports took."""
     start = time.perf_counter()
     import torch
@@ -41,11 +41,12 @@ def stock() -> tuple[Callable[[], object], float]:
 
     model = CustomResNet(10, bias=False, logit_scale=0.125).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    batches = batches_without_end(choose("cpu", "bf16", tune_memory=False))
+    machine = choose("cpu", precision, tune_memory=False)
+    batches = batches_without_end(machine)
 
     def step() -> object:
         pixels, labels = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             loss = F.cross_entropy(model(pixels), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -55,7 +56,7 @@ def stock() -> tuple[Callable[[], object], float]:
     return step, import_seconds
 
 
-def firstlight() -> tuple[Callable[[], object], float]:
+def firstlight(precision: str = "bf16") -> tuple[Callable[[], object], float]:
     """Return a step of Firstlight's loop, and the seconds that its imports took."""
     start = time.perf_counter()
     import firstlight  # noqa: F401
@@ -68,7 +69,7 @@ def firstlight() -> tuple[Callable[[], object], float]:
     from firstlight.training.optimizers import SGD
     from firstlight.training.state import TrainState
 
-    machine = choose("cpu", "bf16")
+    machine = choose("cpu", precision)
     state = TrainState.create(CustomResNet(10, bias=False, logit_scale=0.125), SGD(), machine)
     batches = batches_without_end(machine)
     return lambda: train_step(state, *next(batches), 0.05, Objective(), machine), import_seconds
@@ -90,11 +91,11 @@ def batches_without_end(machine: Any) -> Iterator[Any]:
         epoch += 1
 
 
-def measure(loop: str, steps: int, started: float) -> dict[str, list[float]]:
+def measure(loop: str, steps: int, started: float, precision: str = "bf16") -> dict[str, list[float]]:
     """Take steps in this process, which started at that time; return their seconds and what came before."""
     import resource
 
-    step, import_seconds = LOOPS[loop]()
+    step, import_seconds = LOOPS[loop](precision)
     step()
     first_step_seconds = time.time() - started
     seconds = seconds_in_turn({loop: step}, steps, warm_up=WARM_UP - 1)[loop]
