@@ -144,13 +144,16 @@ GAPS: dict[str, tuple[str, Change]] = {
     # section of the page that names it, and the change
     "environment nested deep": ("environment", text("environment.json", f'{{"data": {DEEP}}}')),
     "environment is a text": ("environment", text("environment.json", '"data"')),
-    "environment holds an object": ("environment", put("environment.json", "hardware", value={"a": {"b": 1}})),
+    "environment holds an object": (
+        "environment",
+        put("environment.json", "hardware", value={"a": {"b": 1}}),
+    ),
     "a text of a megabyte": ("environment", put("environment.json", "hardware", value="x" * 2**20)),
     "data is a list": ("environment", put("environment.json", "data", value=[1])),
     "no classes": ("environment", put(*ENV, "classes", value=[])),
     "classes are numbers": ("environment", put(*ENV, "classes", value=[1, 2])),
     "a class twice": ("environment", put(*ENV, "classes", value=["a", "a"])),
-    "a million classes": ("environment", put(*ENV, "classes", value=[str(n) for n in range(10**5)])),
+    "a hundred thousand classes": ("environment", put(*ENV, "classes", value=[*map(str, range(10**5))])),
     "images of 10⁹ pixels": ("environment", put(*ENV, "shape", value=[3, 10**9, 10**9])),
     "images of half a pixel": ("environment", put(*ENV, "shape", value=[3, 0.5, 32])),
     "images of two sizes": ("environment", put(*ENV, "shape", value=[3, 32])),
@@ -218,7 +221,7 @@ GAPS: dict[str, tuple[str, Change]] = {
     "draws for fewer images": ("film", tensor(SAFE[3], "draws_0", lambda t: t[1:])),
     "weights are cut off": ("heat", sparse(SAFE[0], 1000)),
     "weights of another network": ("heat", put(*RECIPE, "model", "width", value=3)),
-    "weights of a network of terabytes": ("heat", put(*RECIPE, "model", "width", value=16_000)),
+    "weights of a network of terabytes": ("heat", put(*RECIPE, "model", "width", value=8000)),
     "weights behind a link": ("heat", link(SAFE[0], "{out}/x.safetensors")),
     "weights lack a layer": ("heat", tensor(SAFE[0], "linear.weight", lambda t: None)),
     "weights of one layer are transposed": ("heat", tensor(SAFE[0], "linear.weight", lambda t: t.T)),
@@ -261,7 +264,8 @@ def test_a_crafted_recipe_is_refused_in_one_line_by_every_verb(
             ("suspects", folder, "--device", "cpu", "--precision", "fp32"),
         ):
             code, _, error = shell(capsys, *words)
-            assert_one_line(code, error)
+            if code or words[0] != "compare":  # which needs no recipe
+                assert_one_line(code, error)
     assert tree(folder.parent / "outside") == outside
     assert not list(folder.rglob("*.aside"))
 
@@ -338,9 +342,7 @@ def test_the_command_on_the_page_is_built_from_the_recipe_and_not_read(folder: P
     assert '<code id="command">' not in write_page(open_run(folder)).read()
 
 
-def test_a_part_that_is_not_built_in_is_never_imported(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_that_is_not_built_in_is_never_imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "evil.py").write_text("raise SystemExit('it ran')")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
@@ -360,8 +362,14 @@ CHECKPOINTS: dict[str, Any] = {
     "step is beyond the end": {"history": [], "state": {"step": 10**9, "seconds": 0, "optimizer": {}}},
     "seconds are NaN": {"history": [], "state": {"step": 1, "seconds": float("nan"), "optimizer": {}}},
     "optimizer is a text": {"history": [], "state": {"step": 1, "seconds": 0, "optimizer": "x"}},
-    "optimizer of weight 10⁶": {"history": [], "state": {"step": 1, "seconds": 0, "optimizer": {"1000000.a": 1}}},
-    "optimizer's slot has no name": {"history": [], "state": {"step": 1, "seconds": 0, "optimizer": {"0": 1}}},
+    "optimizer of weight 10⁶": {
+        "history": [],
+        "state": {"step": 1, "seconds": 0, "optimizer": {"1000000.a": [1]}},
+    },
+    "optimizer's slot has no name": {
+        "history": [],
+        "state": {"step": 1, "seconds": 0, "optimizer": {"0": 1}},
+    },
 }
 
 

@@ -14,6 +14,7 @@ from firstlight.cli.inspection import doctor, recipes
 from firstlight.cli.runs import compare, evaluate, predict, report
 from firstlight.cli.training import find_lr, suspects, train
 from firstlight.errors import InputError, RunFailed, nearest, printable
+from firstlight.machine.storage import lend_matplotlib_a_folder
 from firstlight.machine.waiting import let_threads_sleep
 
 VERBS = (train, find_lr, evaluate, predict, report, compare, suspects, recipes, doctor)
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             output.reconfigure(errors="replace")  # a console may lack ✓ and ×
     words = [word for word in words if word != "--debug"]
     let_threads_sleep()
+    lend_matplotlib_a_folder()
     try:
         sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)
     except BrokenPipeError:  # who read the output, such as `head`, has seen enough

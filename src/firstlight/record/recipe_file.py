@@ -49,7 +49,7 @@ class Unknown:
         )
 
 
-_MOST_WHOLE = {"model": 16_384, "augment": 16_384, "data": 10_000_000, "sides": 16_384, "epochs": 1_000_000}
+_MOST_WHOLE = {"model": 8192, "augment": 16_384, "data": 10_000_000, "sides": 16_384, "epochs": 1_000_000}
 """The largest whole number in each field of a recipe's file: beyond it nothing could be built or held."""
 _MOST_WORD = 4096
 _MOST_PARTS = 64

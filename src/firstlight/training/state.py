@@ -154,6 +154,8 @@ def _restore_optimizer(state: TrainState, tensors: Mapping[str, Tensor], plain: 
         index, slot = name.split(".", 1)
         if isinstance(value, Tensor) and value.ndim and value.shape != weights[int(index)].shape:
             raise ValueError(f"{name} is not as large as its weight")
+        if not isinstance(value, (Tensor, int, float)) or not 0 <= int(index) < len(weights):
+            raise ValueError(f"{name} is no value of a weight")
         if isinstance(value, Tensor) and value.shape == weights[int(index)].shape:
             # In the weight's memory format and on its device, or every later step would be slower.
             value = torch.empty_like(weights[int(index)], dtype=value.dtype).copy_(value)

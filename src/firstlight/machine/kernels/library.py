@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstlight.errors import InputError, printable
 from firstlight.machine.processor import cpu_has
 from firstlight.machine.storage import cache_folder
 
@@ -28,6 +30,7 @@ _OPERANDS = {"FP16": ("-mavx512fp16",), "BF16": ()}
 """Number formats of the operands of products, the best first, each with its compiler flags."""
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILER_SECONDS = 120.0
+_MOST_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ def load() -> Kernels:
         return Kernels(None, f"plain operations: {reason}")
     for operands in _formats():
         try:
-            library = ctypes.CDLL(str(_build(_OPERANDS[operands])))
-            return Kernels(library, f"compiled for AVX-512 {operands} (Winograd convolutions)")
+            return Kernels(
+                _build(_OPERANDS[operands]), f"compiled for AVX-512 {operands} (Winograd convolutions)"
+            )
         except _BuildError as error:
             reason = str(error)
     return Kernels(None, f"plain operations: {reason}")
@@ -110,8 +114,8 @@ def _misfit() -> str:
     return ""
 
 
-def _build(extra_flags: tuple[str, ...]) -> Path:
-    """Return the library's file from the cache; compile it first where it is not there.
+def _build(extra_flags: tuple[str, ...]) -> ctypes.CDLL:
+    """Return the library from the cache; compile it first where it is not there, or is damaged.
 
     Raises _BuildError where that fails.
     """
@@ -120,29 +124,81 @@ def _build(extra_flags: tuple[str, ...]) -> Path:
     openmp = _openmp()
     flags = (*_FLAGS, *extra_flags)
     build_key = repr((flags, openmp, platform.libc_ver())).encode()
-    name = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}.so"
-    cached = cache_folder() / name
-    if cached.exists():
-        return cached
+    stem = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}"
+    cache = _cache()
+    for cached in sorted(cache.glob(f"{stem}-*.so")) if cache is not None else ():
+        library = _verified(cached)
+        if library is not None:
+            return library
+        with contextlib.suppress(OSError):
+            cached.unlink()
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else _COMPILERS
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
         raise _BuildError(f"no C++ compiler ({', '.join(compilers)})")
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as temporary:
-            output = Path(temporary) / name
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as temporary:
+            output = Path(temporary) / f"{stem}.so"
             units = [str(folder / source) for source in _SOURCES if source.endswith(".cpp")]
             command = [compiler, *flags, *units, "-o", str(output), *openmp]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_SECONDS)
+            # The compiler's own temporary files lie there too: the usual place may be full.
+            variables = {**os.environ, "TMPDIR": temporary}
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                timeout=_COMPILER_SECONDS,
+                env=variables,
+            )
             if done.returncode:
                 lines = (line for line in done.stderr.splitlines() if "error" in line)
-                raise _BuildError(f"{compiler} failed: {next(lines, 'no reason given')}")
-            ctypes.CDLL(str(output))  # a library that does not load is not kept
-            output.replace(cached)
+                raise _BuildError(f"{compiler} failed: {printable(next(lines, 'no reason given'))}")
+            library = ctypes.CDLL(str(output))  # a library that does not load is not kept
+            if cache is not None:
+                digest = hashlib.sha256(output.read_bytes()).hexdigest()[:32]
+                os.chmod(output, 0o755)
+                # Loaded and kept are the same file; a second process that does this replaces it by its own.
+                output.replace(cache / f"{stem}-{digest}.so")
+            return library
     except (OSError, subprocess.SubprocessError) as error:
-        raise _BuildError(f"{compiler}: {error}") from error
-    return cached
+        raise _BuildError(f"{compiler}: {printable(error)}") from error
+
+
+def _cache() -> Path | None:
+    """Return the folder of the library; None where it cannot be written, and each process builds its own."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, InputError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _verified(path: Path) -> ctypes.CDLL | None:
+    """Load a cached library whose bytes are those that its name states; None for any other.
+
+    A library is code, so one that another user owns or may write to is not loaded either.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        state = os.fstat(file)
+        if state.st_uid not in (0, os.getuid()) or state.st_mode & 0o022:
+            return None
+        with os.fdopen(os.dup(file), "rb") as stream:
+            digest = hashlib.sha256(stream.read(_MOST_BYTES)).hexdigest()[:32]
+        if not path.name.endswith(f"-{digest}.so"):
+            return None
+        # By its descriptor, so that what is loaded is what was read, whoever replaces the name meanwhile.
+        return ctypes.CDLL(f"/proc/self/fd/{file}")
+    except OSError:
+        return None
+    finally:
+        os.close(file)
 
 
 def _openmp() -> tuple[str, ...]:
