@@ -1,4 +1,4 @@
-"""What the tables of hostile inputs share: the peak of memory, and a verb of the shell run in this process."""
+"""What the tables of hostile inputs share: the peak of memory, and a verb run in this process."""
 
 from __future__ import annotations
 

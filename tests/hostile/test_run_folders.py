@@ -168,7 +168,7 @@ GAPS: dict[str, tuple[str, Change]] = {
     "history's row is a list": ("history", rows("[]")),
     "history lacks its loss": ("history", rows({"epoch": 1})),
     "history's loss is a text": ("history", rows({**EPOCH, "train_loss": "low"})),
-    "history's loss is NaN": ("history", rows({**EPOCH, "train_loss": float("nan")})),
+    "history's rate is NaN": ("history", rows({**EPOCH, "lr": float("nan")})),
     "history's accuracy is 17": ("history", rows({**EPOCH, "train_accuracy": 17})),
     "history's step is 0": ("history", rows({**EPOCH, "step": 0})),
     "history's step is 10³⁰": ("history", rows({**EPOCH, "step": 10**30})),
@@ -353,23 +353,22 @@ def test_a_part_that_is_not_built_in_is_never_imported(folder: Path, monkeypatch
         _ = run.model
 
 
+def state(**changes: Any) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors, with changes."""
+    return {"history": [], "state": {"step": 1, "seconds": 0, "optimizer": {}, **changes}}
+
+
 CHECKPOINTS: dict[str, Any] = {
     "history is a text": {"state": {}, "history": "x"},
     "state is missing": {"history": []},
     "state is a list": {"history": [], "state": []},
-    "step is a text": {"history": [], "state": {"step": "x", "seconds": 0, "optimizer": {}}},
-    "step is below zero": {"history": [], "state": {"step": -5, "seconds": 0, "optimizer": {}}},
-    "step is beyond the end": {"history": [], "state": {"step": 10**9, "seconds": 0, "optimizer": {}}},
-    "seconds are NaN": {"history": [], "state": {"step": 1, "seconds": float("nan"), "optimizer": {}}},
-    "optimizer is a text": {"history": [], "state": {"step": 1, "seconds": 0, "optimizer": "x"}},
-    "optimizer of weight 10⁶": {
-        "history": [],
-        "state": {"step": 1, "seconds": 0, "optimizer": {"1000000.a": [1]}},
-    },
-    "optimizer's slot has no name": {
-        "history": [],
-        "state": {"step": 1, "seconds": 0, "optimizer": {"0": 1}},
-    },
+    "step is a text": state(step="x"),
+    "step is below zero": state(step=-5),
+    "step is beyond the end": state(step=10**9),
+    "seconds are NaN": state(seconds=float("nan")),
+    "optimizer is a text": state(optimizer="x"),
+    "optimizer of weight 10⁶": state(optimizer={"1000000.a": 1}),
+    "optimizer's slot has no name": state(optimizer={"0": 1}),
 }
 
 
@@ -380,12 +379,12 @@ def test_a_crafted_checkpoint_is_refused_in_one_line(folder: Path, name: str) ->
     from firstlight.training.state import TrainState, capture
 
     run = Run(open_run(folder).folder)
-    state = TrainState.create(run.model, run.recipe.optimizer, CPU)
-    captured = capture(state)
+    fresh = TrainState.create(run.model, run.recipe.optimizer, CPU)
+    captured = capture(fresh)
     (folder / "checkpoints").mkdir()
     run.checkpoints.save(1, captured.tensors, CHECKPOINTS[name])
     with pytest.raises(InputError, match="checkpoint"):
-        run.restore(state, 100)
+        run.restore(fresh, 100)
 
 
 def test_a_checkpoint_behind_a_link_is_not_read(folder: Path) -> None:

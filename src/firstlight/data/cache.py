@@ -31,7 +31,7 @@ def digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def stamps(paths: Sequence[Path]) -> list[str]:
-    """Return path, size, place and times of change of each file, which show cheaply that it is still the same."""
+    """Return path, size, place and times of change of each file, which show that it is still the same."""
 
     def stamp(path: Path) -> str:
         try:

@@ -42,6 +42,9 @@ _EPOCH = {
     "epoch": (1, MOST_EPOCHS),
     "step": (1, MOST_COUNT),
     "lr": (0, 1e9),
+    "train_loss": (-INFINITE, INFINITE),  # that it is no number any more is a result
+    "validation_loss": (-INFINITE, INFINITE),
+    "test_loss": (-INFINITE, INFINITE),
     "train_accuracy": (0, 1),
     "images_per_second": (0, 1e12),
     "train_seconds": (0, 1e10),

@@ -64,9 +64,8 @@ def load() -> Kernels:
         return Kernels(None, f"plain operations: {reason}")
     for operands in _formats():
         try:
-            return Kernels(
-                _build(_OPERANDS[operands]), f"compiled for AVX-512 {operands} (Winograd convolutions)"
-            )
+            library = _build(_OPERANDS[operands])
+            return Kernels(library, f"compiled for AVX-512 {operands} (Winograd convolutions)")
         except _BuildError as error:
             reason = str(error)
     return Kernels(None, f"plain operations: {reason}")
