@@ -135,7 +135,10 @@ def readers(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
     return {
         "pictures": (lambda data: read_image(written("picture", data), (3, 32, 32), "crop"), pictures()),
         "archives": (archive, archives()),
-        "tables of names": (lambda data: tables.names(data.decode("utf-8", "replace")), [b"index,name\n1,x\n"]),
+        "tables of names": (
+            lambda data: tables.names(data.decode("utf-8", "replace")),
+            [b"index,name\n1,x\n"],
+        ),
         "tables of labels": (
             lambda data: list_table(written("table.csv", data)),
             [b"file,label\npicture.png,a\n", b"a;b\n"],
@@ -203,7 +206,9 @@ def _at_random(once: Reader, seeds: list[bytes], seconds: float, findings: Path,
                 case 1:
                     del data[place : place + draw.randrange(1, 9)]
                 case 2:
-                    data[place:place] = draw.choice((b"\xff\xff\xff\xff", b"[", b'"', b"1e999", b"-", b"\0" * 8))
+                    data[place:place] = draw.choice(
+                        (b"\xff\xff\xff\xff", b"[", b'"', b"1e999", b"-", b"\0" * 8)
+                    )
                 case _:
                     data[place:place] = data[: draw.randrange(1, 17)]
         try:

@@ -259,6 +259,8 @@ def test_a_damaged_library_in_the_cache_is_built_again_and_never_loaded(
         own_library.write_bytes(data)
         own_library.chmod(0o666)
     assert library._verified(own_library) is None
+    if damage != "cut to 3,000 bytes":  # building takes seconds
+        return
     assert isinstance(library._build(()), ctypes.CDLL)
     (again,) = own_library.parent.glob("kernels-*.so")
     assert library._verified(again) is not None and not again.is_symlink()

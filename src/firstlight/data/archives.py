@@ -7,6 +7,7 @@ import json
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import uuid
@@ -33,6 +34,7 @@ _AT_ONCE = 2**20
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
     *(RuntimeError, NotImplementedError, ValueError, OverflowError),  # encrypted, or an unknown method
+    *(LookupError, TypeError, struct.error),  # a name that is empty, a header that is altered
 )
 
 Member = tuple[str, IO[bytes] | str]
