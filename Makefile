@@ -70,7 +70,7 @@ audit: install
 	$(heading) Licences
 	@.venv-audit/bin/pip-licenses --python=$(venv) --format=markdown --order=license
 	$(heading) Advisories
-	@.venv-audit/bin/pip-audit --skip-editable --path $$($(venv) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@.venv-audit/bin/pip-audit --strict --skip-editable --path $$($(venv) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 check: format-check lint types test
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 import firstlight
 from firstlight.cli import main
+from firstlight.data.archives import unpacked
 from firstlight.machine import storage
 from firstlight.machine.kernels import library
 from firstlight.page.page import write_page
@@ -264,6 +266,32 @@ def test_a_damaged_library_in_the_cache_is_built_again_and_never_loaded(
     assert isinstance(library._build(()), ctypes.CDLL)
     (again,) = own_library.parent.glob("kernels-*.so")
     assert library._verified(again) is not None and not again.is_symlink()
+
+
+@pytest.mark.parametrize("change", ["other bytes, the same time", "a link", "gone", "a list that is none"])
+def test_an_archive_whose_files_changed_in_the_cache_is_unpacked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/b.txt", "whole")
+    (tmp_path / "secret").write_text("other")
+    with unpacked(archive) as (folder, _):
+        member = folder / "a" / "b.txt"
+        state = member.stat()
+        if change.startswith("other"):
+            member.write_text("other")
+            os.utime(member, ns=(state.st_atime_ns, state.st_mtime_ns))
+        elif change == "a list that is none":
+            (folder.parent / "members.json").write_text('{"skipped": 7, "sha256": []}')
+        else:
+            member.unlink()
+            if change == "a link":
+                member.symlink_to(tmp_path / "secret")
+    with unpacked(archive) as (folder, skipped):
+        assert (folder / "a" / "b.txt").read_text() == "whole" and skipped == []
+        assert not (folder / "a" / "b.txt").is_symlink()
 
 
 @needs_kernels

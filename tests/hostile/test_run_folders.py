@@ -262,6 +262,7 @@ def test_a_crafted_recipe_is_refused_in_one_line_by_every_verb(
             ("predict", folder, folder.parent / "picture.png"),
             ("evaluate", folder, "--device", "cpu", "--precision", "fp32"),
             ("suspects", folder, "--device", "cpu", "--precision", "fp32"),
+            ("train", "shapes.demo", "--resume", "--out", folder),
         ):
             code, _, error = shell(capsys, *words)
             if code or words[0] != "compare":  # which needs no recipe
