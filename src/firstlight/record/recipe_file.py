@@ -109,7 +109,7 @@ def _check_sizes(key: str, value: Any) -> None:
             # A seed only has to be a number; NaN is within nothing.
             limit = 2**63 if "seed" in (key, name) else most
             if not abs(each) <= limit:
-                raise InputError(f"{key} holds the number {shown(each)}, beyond {limit:,}")
+                raise InputError(f"{key} {shown(name)} is {shown(each)}, beyond {limit:,}".replace("  ", " "))
 
 
 def _part(key: str, value: Any, parts: Sequence[Any]) -> Any:

@@ -80,7 +80,10 @@ class Record:
         values = self.folder.read_json(RECIPE).get("recipe")
         if not isinstance(values, dict):
             raise InputError(f"{self._where(RECIPE)} holds no recipe")
-        return recipe_from_json(values, self._parts)
+        try:
+            return recipe_from_json(values, self._parts)
+        except InputError as error:
+            raise InputError(f"{self._where(RECIPE)}: {error.message}", error.hint) from None
 
     @cached_property
     def environment(self) -> dict[str, Any]:
