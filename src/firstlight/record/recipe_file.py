@@ -92,7 +92,7 @@ def recipe_from_json(values: Mapping[str, Any], parts: Sequence[Any] = ()) -> Re
 
 def _check_sizes(key: str, value: Any) -> None:
     """Raise InputError where a field of a recipe's file holds a number, word or list beyond all use."""
-    most = _MOST_WHOLE.get(key, 2**31 - 1)
+    most: float = _MOST_WHOLE.get(key, 2**31 - 1)
     layer = [("", value)]
     while layer:
         name, each = layer.pop()
@@ -108,8 +108,12 @@ def _check_sizes(key: str, value: Any) -> None:
         elif isinstance(each, (int, float)) and not isinstance(each, bool):
             # A seed only has to be a number; NaN is within nothing.
             limit = 2**63 if "seed" in (key, name) else most
+            if isinstance(each, float) and key not in _MOST_WHOLE:
+                limit = 1e300  # a rate that is absurd diverges, and says so
             if not abs(each) <= limit:
-                raise InputError(f"{key} {shown(name)} is {shown(each)}, beyond {limit:,}".replace("  ", " "))
+                raise InputError(
+                    f"{key} {shown(name)} is {shown(each)}, beyond {limit:,g}".replace("  ", " ")
+                )
 
 
 def _part(key: str, value: Any, parts: Sequence[Any]) -> Any:

@@ -41,7 +41,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _EPOCH = {
     "epoch": (1, MOST_EPOCHS),
     "step": (1, MOST_COUNT),
-    "lr": (0, 1e9),
+    "lr": (0, 1e300),
     "train_loss": (-INFINITE, INFINITE),  # that it is no number any more is a result
     "validation_loss": (-INFINITE, INFINITE),
     "test_loss": (-INFINITE, INFINITE),
@@ -55,8 +55,8 @@ _FINDING = {
     "rates": (0, 1e12),
     "losses": (-INFINITE, INFINITE),  # that a rate diverged is a measurement
     "smoothed": (-INFINITE, INFINITE),
-    "peak_lr": (0, 1e12),
-    "min_lr": (0, 1e12),
+    "peak_lr": (0, 1e300),
+    "min_lr": (0, 1e300),
     "seconds": (0, 1e10),
     "cost": (0, 1e9),
     "interval": (0, 1e12),
