@@ -111,9 +111,8 @@ def _check_sizes(key: str, value: Any) -> None:
             if isinstance(each, float) and key not in _MOST_WHOLE:
                 limit = 1e300  # a rate that is absurd diverges, and says so
             if not abs(each) <= limit:
-                raise InputError(
-                    f"{key} {shown(name)} is {shown(each)}, beyond {limit:,g}".replace("  ", " ")
-                )
+                where = f"{key}.{shown(name)}" if name else key
+                raise InputError(f"{where} is {shown(each)}, beyond {limit:,g}")
 
 
 def _part(key: str, value: Any, parts: Sequence[Any]) -> Any:
