@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 # More arguments for pytest (make test) or for the benchmark (make bench).
 ARGS ?=
 SCRIPT ?= benchmarks/speed/reference.py
+# Minutes of make fuzz, and of the cycles of make soak.
+MINUTES ?= 15
 
 venv := .venv/bin/python
 pytest = $(venv) -m pytest
@@ -19,13 +21,15 @@ workers := -p xdist.plugin -n auto --maxprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test soak check format format-check lint types bench clean
+.PHONY: help install demo test soak fuzz audit check format format-check lint types bench clean
 
 help:
 	@echo 'make demo     train the demo (about a minute on two CPU cores) and write its report'
 	@echo 'make test     run the tests'
 	@echo 'make check    everything that must hold: format, lint, types, tests'
-	@echo 'make soak     run the tests that take minutes'
+	@echo 'make soak     run the tests that take minutes, then cycles of work for a while [MINUTES=15]'
+	@echo 'make fuzz     feed every reader of files with changed inputs for a while [MINUTES=15]'
+	@echo 'make audit    look for known advisories and list the licences of what is installed'
 	@echo 'make format   put the code into the format that `make check` asks for'
 	@echo 'make lint     look for mistakes with ruff'
 	@echo 'make types    check the types with mypy'
@@ -50,6 +54,23 @@ test: install
 # pytest ends with 5 where no test is marked.
 soak: install
 	@$(pytest) -m soak $(ARGS) || [ $$? -eq 5 ]
+	$(heading) Cycles of work
+	@$(venv) -m benchmarks.endurance soak --minutes $(MINUTES) --record
+
+# atheris guides the changes by coverage where it has a wheel for this Python; they are random elsewhere.
+fuzz: install
+	@$(venv) -m pip install --quiet -c constraints.txt atheris \
+		|| echo 'There is no atheris for this Python: inputs are changed at random.'
+	@$(venv) -m benchmarks.endurance fuzz --minutes $(MINUTES) --record
+
+# In an environment of its own, which looks at the packages of .venv and adds none to it.
+audit: install
+	@[ -x .venv-audit/bin/pip-audit ] || { "$(PYTHON)" -m venv .venv-audit \
+		&& .venv-audit/bin/pip install --quiet -c constraints.txt pip-audit pip-licenses; }
+	$(heading) Licences
+	@.venv-audit/bin/pip-licenses --python=$(venv) --format=markdown --order=license
+	$(heading) Advisories
+	@.venv-audit/bin/pip-audit --strict --skip-editable --path $$($(venv) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 check: format-check lint types test
 
@@ -77,5 +98,5 @@ bench: install
 	@.venv-bench/bin/python -m $(subst /,.,$(SCRIPT:.py=)) $(ARGS)
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .venv-audit findings .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,6 +39,8 @@ __all__ = [*_ROOMS, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 'firstlight' has no attribute {name!r}")
+    importlib.import_module("firstlight.machine.waiting").let_threads_sleep()
+    importlib.import_module("firstlight.machine.storage").lend_matplotlib_a_folder()
     module = importlib.import_module(_ROOMS[name])
     return module if _ROOMS[name] == f"{__name__}.{name}" else getattr(module, name)
 

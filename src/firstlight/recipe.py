@@ -229,7 +229,7 @@ def checked(key: str, value: Any, hint: Any) -> Any:
     fits = {
         bool: isinstance(value, bool),
         int: whole and not isinstance(value, bool),
-        float: isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
         str: isinstance(value, str),
     }
     _require(fits[kind], f"{key} takes {WORDS[kind]}, not {value!r}")

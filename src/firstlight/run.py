@@ -31,6 +31,7 @@ from firstlight.insight.gradcam import gradcam_pair
 from firstlight.machine.machine import choose
 from firstlight.page.page import Page, write_page
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
+from firstlight.record.values import attempted
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Run(Record):
             raise InputError("these images have other classes or another size than the run's")
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
-        evaluation = evaluate_network(machine.place(self.model), images, machine, views=views)
+        model = machine.place(self.model)
+        misfit = "the network of this run does not fit its images"
+        evaluation = attempted(lambda: evaluate_network(model, images, machine, views=views), misfit)
         self.model.cpu()
         return evaluation
 
@@ -88,8 +91,10 @@ class Run(Record):
         source = self.recipe.data
         fit = source.fit if isinstance(source, Folder) else "crop"  # as the training images were read
         images = torch.stack([read_image(file, self.data.shape, fit) for file in files])
+        parts = self._normalised(images).split(250)
         with inference(self.model):
-            rows = torch.cat([self.model(part).softmax(1) for part in self._normalised(images).split(250)])
+            misfit = "the network of this run does not fit its images"
+            rows = attempted(lambda: torch.cat([self.model(part).softmax(1) for part in parts]), misfit)
         classes = self.data.classes
         return [
             Prediction(file, {classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()})
@@ -156,8 +161,11 @@ class Run(Record):
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
         for name, draw in self.pictures.items():
+            picture = None
             with contextlib.suppress(InputError):  # the page says what is missing, and why
-                self.folder.write(f"{FIGURES}/{name}.png", to_png(draw()))
+                picture = attempted(lambda draw=draw: to_png(draw()), name)  # type: ignore[misc]
+            if picture is not None:
+                self.folder.write(f"{FIGURES}/{name}.png", picture)
         return write_page(self)
 
 

@@ -23,9 +23,10 @@ from firstlight.jobs.failures import interruptible
 from firstlight.machine import machine as machines
 from firstlight.machine.clock import Stopwatch
 from firstlight.machine.kernels.library import load
+from firstlight.machine.limits import usable_cores
 from firstlight.machine.machine import choose, operations_on
 from firstlight.machine.memory import tune_allocator
-from firstlight.machine.processor import hardware_name, usable_cores
+from firstlight.machine.processor import hardware_name
 from firstlight.machine.streams import seeded, stream
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,7 +13,9 @@ from firstlight import __version__
 from firstlight.cli.inspection import doctor, recipes
 from firstlight.cli.runs import compare, evaluate, predict, report
 from firstlight.cli.training import find_lr, suspects, train
-from firstlight.errors import InputError, RunFailed, nearest
+from firstlight.errors import InputError, RunFailed, nearest, printable
+from firstlight.machine.storage import lend_matplotlib_a_folder
+from firstlight.machine.waiting import let_threads_sleep
 
 VERBS = (train, find_lr, evaluate, predict, report, compare, suspects, recipes, doctor)
 
@@ -42,6 +45,12 @@ for _verb in VERBS:
     firstlight.add_command(_verb)
 
 
+_EXPECTED = (
+    *(click.ClickException, click.Abort, InputError, RunFailed),
+    *(KeyboardInterrupt, OSError, MemoryError),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exit with 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -51,9 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(output, "reconfigure"):
             output.reconfigure(errors="replace")  # a console may lack ✓ and ×
     words = [word for word in words if word != "--debug"]
+    let_threads_sleep()
+    lend_matplotlib_a_folder()
     try:
         sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)
-    except (click.ClickException, InputError, RunFailed, KeyboardInterrupt, click.Abort) as error:
+    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except _EXPECTED as error:
         if debug:
             raise
         match error:
@@ -61,12 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 _fail(error.format_message(), "", 2)
             case InputError() | RunFailed():
                 _fail(error.message, error.hint, 2 if isinstance(error, InputError) else 1)
+            case OSError():
+                what = f"{error.filename}: " if error.filename else ""
+                _fail(f"{what}{error.strerror or error}", "", 2)
+            case MemoryError():
+                _fail("out of memory", "Close other programs, or give it less at once.", 1)
             case _:
                 _fail("stopped", "", 130)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
-    click.echo(f"firstlight: {message}", err=True)
+    click.echo(f"firstlight: {printable(message)}", err=True)
     if hint:
-        click.echo(hint, err=True)
+        click.echo(printable(hint), err=True)
     sys.exit(code)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
 
 
 def all_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -49,6 +49,11 @@ on_out = click.option(
 the_run = click.argument("run", type=click.Path(path_type=Path))
 
 
+def echo(text: object) -> None:
+    """Print lines in which names of files and classes, which may hold any byte, are escaped."""
+    click.echo("\n".join(map(printable, str(text).split("\n"))))
+
+
 def recipe_of(name: str, epochs: int | None, seed: int | None, pairs: Sequence[str], data: Any) -> Any:
     """Return the recipe that the words of a shell ask for; `--set` pairs are text."""
     from firstlight.recipes import resolve
@@ -59,4 +64,4 @@ def recipe_of(name: str, epochs: int | None, seed: int | None, pairs: Sequence[s
         if not key or not equals:
             raise InputError(f"--set takes KEY=VALUE, not {pair!r}", "For example: --set peak_lr=0.4")
         text[key.strip()] = value.strip()
-    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=click.echo)
+    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=echo)

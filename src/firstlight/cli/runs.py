@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from firstlight.cli.options import on_data, on_machine, the_run
+from firstlight.cli.options import echo, on_data, on_machine, the_run
+from firstlight.errors import printable
 
 
 @click.command()
@@ -23,7 +24,7 @@ def evaluate(run: Path, **options: Any) -> None:
     for tta, words in ((False, "without TTA"), (True, "with TTA")):
         evaluation = opened.evaluate(tta=tta, **options)
         low, high = evaluation.interval
-        click.echo(
+        echo(
             f"accuracy {evaluation.accuracy:.2%} {words} (95 % interval {low:.2%} to {high:.2%}, "
             f"{len(evaluation.labels):,} images), loss {evaluation.loss:.4f}"
         )
@@ -37,10 +38,11 @@ def predict(run: Path, images: Sequence[Path]) -> None:
     from firstlight.run import open_run
 
     predictions = open_run(run).predict(images)
-    width = max(len(str(prediction.path)) for prediction in predictions)
-    for prediction in predictions:
+    names = [printable(prediction.path) for prediction in predictions]
+    width = max(map(len, names))
+    for name, prediction in zip(names, predictions, strict=True):
         best = list(prediction.probabilities.items())[:3]
-        click.echo(f"{prediction.path!s:{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in best))
+        echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
 
 
 @click.command()
@@ -49,7 +51,7 @@ def report(run: Path) -> None:
     """Draw pictures and report.html again, from the run folder."""
     from firstlight.run import open_run
 
-    click.echo(open_run(run).report())
+    echo(open_run(run).report())
 
 
 @click.command()
@@ -65,14 +67,14 @@ def compare(before: Path, after: Path, count: int) -> None:
 
     comparison = compare(before, after)
     classes = comparison.before.classes
-    click.echo(str(comparison))
+    echo(str(comparison))
     changes = comparison.changes(count)
     if changes:
-        click.echo("The changed images, each with its label, then what the first and the second run said:")
+        echo("The changed images, each with its label, then what the first and the second run said:")
     for change in changes:
         true, old, new = (classes[label] for label in (change.true, change.before, change.after))
         what = "fixed" if change.fixed else "broken"
-        click.echo(f"{what:6}  {change.index:>6}  {change.name}  {true}: {old}, then {new}")
+        echo(f"{what:6}  {change.index:>6}  {change.name}  {true}: {old}, then {new}")
     left = len(comparison.fixed) + len(comparison.broken) - len(changes)
     if left:
-        click.echo(f"and {left:,} more (--count {len(changes) + left} lists them all)")
+        echo(f"and {left:,} more (--count {len(changes) + left} lists them all)")

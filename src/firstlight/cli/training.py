@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from firstlight.cli.options import on_data, on_machine, on_out, on_recipe, recipe_of, the_run
+from firstlight.cli.options import echo, on_data, on_machine, on_out, on_recipe, recipe_of, the_run
 
 
 @click.command()
@@ -60,8 +60,8 @@ def find_lr(
     from firstlight.jobs.find_lr import find_lr
 
     finding = find_lr(recipe_of(recipe, epochs, seed, settings, options["data_dir"]), **options)
-    click.echo(str(finding))
-    click.echo(f"{finding.extent}, {finding.seconds:.0f} s")
+    echo(str(finding))
+    echo(f"{finding.extent}, {finding.seconds:.0f} s")
 
 
 @click.command()
@@ -83,11 +83,11 @@ def suspects(run: Path, **options: Any) -> None:
     opened = open_run(run)
     errors, classes = suspects(opened, **options), opened.data.classes
     if errors.count:
-        click.echo(f"about {errors.count:,} of {len(errors.labels):,} labels look wrong; the most doubtful:")
+        echo(f"about {errors.count:,} of {len(errors.labels):,} labels look wrong; the most doubtful:")
     else:
-        click.echo(f"none of {len(errors.labels):,} labels looks wrong for certain")
+        echo(f"none of {len(errors.labels):,} labels looks wrong for certain")
     rows = list(zip(errors.indices.tolist(), errors.names, errors.suggested.tolist(), strict=True))
     for index, name, suggested in rows[: min(errors.count, 20)]:
         label = classes[int(errors.labels[index])]
-        click.echo(f"{index:>6}  {name}  labelled {label}, looks like {classes[suggested]}")
-    click.echo(f"the list   {opened.path / SUSPECTS_TABLE}")
+        echo(f"{index:>6}  {name}  labelled {label}, looks like {classes[suggested]}")
+    echo(f"the list   {opened.path / SUSPECTS_TABLE}")

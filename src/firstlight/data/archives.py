@@ -7,6 +7,7 @@ import json
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import uuid
@@ -33,6 +34,7 @@ _AT_ONCE = 2**20
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
     *(RuntimeError, NotImplementedError, ValueError, OverflowError),  # encrypted, or an unknown method
+    *(LookupError, TypeError, struct.error),  # a name that is empty, a header that is altered
 )
 
 Member = tuple[str, IO[bytes] | str]
@@ -95,12 +97,30 @@ def _ids(path: Path) -> tuple[str, str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files are still there: programs that clean a cache up take some."""
+    """Whether all files are still there and as they were: programs that clean a cache up take some."""
     try:
-        count = json.loads((folder / "members.json").read_text(encoding="utf-8"))["files"]
-        return bool(count == sum(1 for file in (folder / "files").rglob("*") if file.is_file()))
+        values = json.loads((folder / "members.json").read_text(encoding="utf-8"))
+        _skipped(folder)
+        return bool(values["sha256"] == _sum(folder / "files"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _sum(files: Path) -> str:
+    """Return a hash over names, sizes and times of all files, of which every change sets one."""
+    sha256 = hashlib.sha256()
+    for path in sorted(files.rglob("*")):
+        state = path.lstat()
+        if not stat.S_ISDIR(state.st_mode):
+            facts = (
+                path.relative_to(files),
+                state.st_mode,
+                state.st_size,
+                state.st_mtime_ns,
+                state.st_ctime_ns,
+            )
+            sha256.update(ascii(facts).encode())
+    return sha256.hexdigest()
 
 
 def _skipped(folder: Path) -> list[Skipped]:
@@ -113,7 +133,7 @@ def _unpack(path: Path, folder: Path) -> None:
     files = folder / "files"
     files.mkdir()
     left = min(MOST_BYTES, FREE_BYTES + MOST_RATIO * path.stat().st_size)
-    skipped, count = [], 0
+    skipped = []
     try:
         for number, (name, content) in enumerate(_members(path)):
             if number >= MOST_MEMBERS:
@@ -135,7 +155,6 @@ def _unpack(path: Path, folder: Path) -> None:
                             "If you trust it, unpack it and give the folder.",
                         )
                     file.write(part)
-            count += 1
     except InputError:
         raise
     except _DAMAGED as error:
@@ -143,7 +162,7 @@ def _unpack(path: Path, folder: Path) -> None:
             f"{printable(path)} cannot be unpacked: {printable(error)}",
             "Is it whole? An encrypted one cannot be read.",
         ) from None
-    values = {"files": count, "skipped": skipped}
+    values = {"sha256": _sum(files), "skipped": skipped}
     (folder / "members.json").write_text(json.dumps(values), encoding="utf-8")
 
 

@@ -31,14 +31,16 @@ def digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def stamps(paths: Sequence[Path]) -> list[str]:
-    """Return path, size and time of change of each file, which show cheaply that it is still the same."""
+    """Return path, size, place and times of change of each file, which show that it is still the same."""
 
     def stamp(path: Path) -> str:
         try:
             state = path.stat()
         except OSError:
             return f"{path} is missing"
-        return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+        # The last is set by the system at every change, whatever a program then says of the others.
+        times = f"{state.st_mtime_ns} {state.st_ctime_ns}"
+        return f"{path.resolve()} {state.st_size} {state.st_ino} {times}"
 
     return [stamp(path) for path in paths]
 

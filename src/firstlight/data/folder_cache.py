@@ -56,7 +56,10 @@ class FolderCache:
     def load(self) -> tuple[Rows, Facts] | None:
         """Return rows (mapped) and facts, or None where they are missing, damaged, or of other pictures."""
         try:
-            values = json.loads((self._entry / _FACTS).read_text(encoding="utf-8"))
+            sha256, _, text = (self._entry / _FACTS).read_bytes().partition(b"\n")
+            if sha256.decode() != hashlib.sha256(text).hexdigest():
+                return None
+            values = json.loads(text)
             if values.pop("key") != self.key:
                 return None
             arrays = ArrayCache(self._entry, ("images",), str(values.pop("digest"))).load()
@@ -80,7 +83,8 @@ class FolderCache:
                     file.write(part)
             values = {"key": self.key, "digest": sha.hexdigest(), **asdict(facts)}
             with whole(self._entry / _FACTS) as path:
-                path.write_text(json.dumps(values), encoding="utf-8")
+                text = json.dumps(values).encode()
+                path.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             self._remove_old()
         except OSError:
             return rows[order], facts

@@ -18,6 +18,7 @@ from torch import Tensor
 from firstlight.data.images import DataFacts, ImageSet, statistics
 from firstlight.data.shape_fields import FIELDS, KINDS, Draws, Plane, Words, disc, turn
 from firstlight.errors import InputError
+from firstlight.machine.limits import usable_memory
 
 Paint = npt.NDArray[np.int32]  # n×3×32×32, or n×3×1×1 for one colour per image
 
@@ -25,6 +26,7 @@ SMALLEST = 40
 """The smallest size of an object, in percent: a radius of 3 to 5 pixels still tells its kind."""
 
 _SIDE = 32
+_BYTES = 3 * _SIDE**2 + _SIDE**2  # of an image and its mask
 _CHUNK = 64  # large enough to hide Python's cost, small enough for a plane to stay in the cache
 _FIRST_TEST = 10**10  # a multiple of ten that no training set reaches, so the two never share an image
 
@@ -266,6 +268,12 @@ class Shapes:
         for part, count in (("train", self.train), ("test", self.test)):
             if count < 1:
                 raise InputError(f"shapes cannot have {count} {part} images", f"Set {part} to 1 or more.")
+            if count * _BYTES > usable_memory() // 2:
+                most = usable_memory() // 2 // _BYTES
+                raise InputError(
+                    f"{count:,} {part} images of shapes do not fit into the memory here",
+                    f"Set {part} to {most:,} or fewer.",
+                )
 
     def facts(self) -> DataFacts:
         """Return classes and shape; mean and deviation are known once the images are drawn."""

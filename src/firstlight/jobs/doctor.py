@@ -115,6 +115,7 @@ def _disk(out: Path) -> Check:
 
 
 def _machine() -> Check:
+    from firstlight.machine.limits import quota_words, usable_memory
     from firstlight.machine.machine import choose, operations_on
     from firstlight.training.graph import steps_on
 
@@ -122,6 +123,8 @@ def _machine() -> Check:
     words = [
         f"{machine.hardware}; {machine.device.type}, {machine.precision}, channels-last, "
         f"{machine.threads} threads, allocator: {machine.allocator}",
+        *([quota] if (quota := quota_words()) else []),
+        f"{usable_memory() / 2**30:.3g} GB of memory may be used",
         operations_on(machine),
         f"steps {steps_on(machine)}",
     ]

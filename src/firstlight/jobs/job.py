@@ -20,12 +20,12 @@ from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.jobs.progress import cost_after, silent
 from firstlight.machine.clock import Stopwatch, duration
+from firstlight.machine.limits import quota_words
 from firstlight.machine.machine import Machine, choose, operations_on
 from firstlight.machine.streams import seeded, stream
 from firstlight.models.network import count_parameters, evaluating, prepare, set_normalisation
 from firstlight.recipe import Recipe
-from firstlight.recipes import RECIPES, named
-from firstlight.recipes.settings import words
+from firstlight.recipes import command
 from firstlight.training.graph import steps_on
 from firstlight.training.loop import train_step
 from firstlight.training.lr_finder import LRFinding
@@ -179,6 +179,7 @@ class Job:
         machine, parts = self.machine, self.estimate(self.step_seconds(), done)
         listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
         threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+        threads += f" ({quota})" if (quota := quota_words()) else ""
         return [
             *self.train.notes,
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
@@ -198,9 +199,8 @@ class Job:
 
     def command(self) -> str:
         """Return the shell command that repeats the run on such a machine."""
-        name = self.recipe.name
-        changes = words(self.recipe, named(name)) if name in RECIPES else []
-        return shlex.join(["firstlight", "train", name, *changes, "--precision", self.machine.precision])
+        plain = ["firstlight", "train", self.recipe.name, "--precision", self.machine.precision]
+        return command(self.recipe, self.machine.precision) or shlex.join(plain)
 
     def environment(self) -> dict[str, Any]:
         """Return versions, hardware and data, as a run keeps them."""

@@ -9,6 +9,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from firstlight.errors import printable
 from firstlight.machine.clock import duration
 from firstlight.record.summary import Summary
 from firstlight.training.history import Epoch
@@ -104,8 +105,8 @@ def result_lines(summary: Summary, images: int, views: int) -> list[str]:
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a log."""
-    print(line, flush=True)
+    """Print a line at once, also into a log; what a terminal could take for a command is escaped."""
+    print("\n".join(map(printable, line.split("\n"))), flush=True)
 
 
 def silent(line: str) -> None:

@@ -143,7 +143,7 @@ class SeedsRecord:
     def check_seeds(self, seeds: range) -> None:
         """Raise InputError where it was begun with seeds that are not among these."""
         before = self.environment.get("seeds")
-        if not isinstance(before, list):
+        if not isinstance(before, list) or not all(isinstance(seed, int) for seed in before):
             raise InputError(f"{self.path / SEEDS} names no seeds")
         if not set(before) <= set(seeds):
             message = f"{self.path} was begun with {len(before)} seeds, not {len(seeds)}"

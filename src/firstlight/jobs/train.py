@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 
-from firstlight.errors import Diverged
+from firstlight.errors import Diverged, printable
 from firstlight.jobs.failures import failures_explained, interruptible, removed_unless_begun, terminable
 from firstlight.jobs.job import Job
 from firstlight.jobs.judge import judge, kept_network, numbers, validated
@@ -107,7 +107,7 @@ def train(
         log(line)
     for check in checklist(recipe, run.data, run.history, run.rates):
         log(f"  {check}")
-    log(f"pictures  {run.path / FIGURES}\nreport    {run.path / REPORT}")
+    log(f"pictures  {printable(run.path / FIGURES)}\nreport    {printable(run.path / REPORT)}")
     return run
 
 

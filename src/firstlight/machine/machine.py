@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from firstlight.errors import InputError
 from firstlight.machine.kernels.convolution import convolve
 from firstlight.machine.kernels.library import load
+from firstlight.machine.limits import quota_words, usable_cores
 from firstlight.machine.memory import tune_allocator
 from firstlight.machine.processor import hardware_name
 
@@ -95,12 +96,22 @@ def choose(
     chosen = torch.device(device)
     if precision == "auto":
         precision = _faster_precision(chosen)
+    fit_threads()
     if device == "cpu":
         determinism = "bits"
     elif determinism == "bits":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first call of cuBLAS
         torch.use_deterministic_algorithms(True)
     return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator, determinism)
+
+
+def fit_threads() -> None:
+    """Let torch use no more threads than a quota of processor time is worth, unless the user chose them.
+
+    Threads beyond a quota spend it by waiting for each other, and then all of them are stopped.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and quota_words() and usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
 
 
 def operations_on(machine: Machine) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from typing import Any
 
 import torch
+
+from firstlight.machine.limits import usable_cores
 
 
 def hardware_name(device: torch.device) -> str:
@@ -49,10 +50,3 @@ def _vector_extension() -> str:
         if cpu_has(capability):
             return name
     return torch.backends.cpu.get_cpu_capability()
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

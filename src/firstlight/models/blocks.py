@@ -65,7 +65,7 @@ class ConvBlock(nn.Sequential):
         super().__init__(layers | {"norm": nn.BatchNorm2d(outputs), activation: ACTIVATIONS[activation]()})
         self.pooled = pool
         self.norm.weight.requires_grad_(norm_scale)
-        if identity:
+        if identity and not self.conv.weight.is_meta:  # a network that is only outlined holds no values
             nn.init.dirac_(self.conv.weight.data[:inputs])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,17 +17,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from firstlight.data.images import DataFacts
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
 from firstlight.figures.augmentations import Step
 from firstlight.machine.clock import duration
+from firstlight.machine.machine import PRECISIONS
 from firstlight.page import payload
 from firstlight.page.payload import Answers
 from firstlight.page.sentences import sentences
 from firstlight.recipe import Recipe
+from firstlight.recipes import command
 from firstlight.recipes.assignment import Line, checklist
+from firstlight.record.recipe_file import has_unknown_parts
 from firstlight.record.record import REPORT, Record
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
+from firstlight.record.values import attempted
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -85,13 +89,16 @@ class PageData:
                 return otherwise
 
         def lines() -> list[Line]:
-            return checklist(record.recipe, record.data, record.history, record.rates)
+            return attempted(
+                lambda: checklist(record.recipe, record.data, record.history, record.rates),
+                "the recipe's network does not fit its images",
+            )
 
         images = section("images", lambda: record.kept_images, None)
         names = section("names", lambda: record.names, dict[int, str]())
         answers = section("predictions", lambda: payload.answers(record.evaluation, names, images), None)
         return cls(
-            name=record.path.resolve().name,
+            name=printable(record.path.resolve().name),
             recipe=record.recipe,
             summary=record.summary,
             environment=section("environment", lambda: record.environment, {}),
@@ -129,13 +136,18 @@ class PageData:
         return {key: value for key, value in facts.items() if key not in ("schema", "data", "command")}
 
     def command(self) -> str | None:
-        """Return the command that repeats the run. Each word of it is quoted anew: it comes from a file."""
-        try:
-            words = shlex.split(str(self.environment.get("command")))
-        except ValueError:
+        """Return the command that repeats the run: built from the checked recipe, never read from a file.
+
+        None where a part of the recipe is not built in, since no command could name it.
+        """
+        precision = self.environment.get("precision")
+        if precision not in PRECISIONS or has_unknown_parts(self.recipe):
             return None
-        command = shlex.join(words)
-        return command if words[:2] == ["firstlight", "train"] and command.isprintable() else None
+        try:
+            words = command(self.recipe, str(precision))
+        except InputError:
+            return None
+        return words if words is not None and words.isprintable() else None
 
     def script_data(self) -> dict[str, Any]:
         """Return what the scripts read."""

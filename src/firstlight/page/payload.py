@@ -22,6 +22,7 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.suspects import suspects
 from firstlight.record.record import KEPT_MISTAKES, Record
+from firstlight.record.values import attempted
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -157,7 +158,8 @@ def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
     if not len(worst) or not torch.equal(answers.indices[: len(worst)], worst):
         raise InputError("this run keeps no images of mistakes")
     inputs = normalise(kept[0][: len(worst)], data.mean, data.std)
-    pair = gradcam_pair(record.model, inputs, evaluation.predictions[worst], evaluation.labels[worst])
+    model, classes = record.model, (evaluation.predictions[worst], evaluation.labels[worst])
+    pair = attempted(lambda: gradcam_pair(model, inputs, *classes), "the network does not fit its images")
     maps = torch.stack([heatmaps.maps for heatmaps in pair], 1)
     strongest = maps.flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)
     values = (255 * maps / strongest.view(-1, 1, 1, 1)).round().to(torch.uint8)
@@ -209,7 +211,11 @@ def film(record: Record) -> list[Step]:
     if record.samples is None:
         return []
     data = record.data
-    return replay(record.samples, record.recipe.augment, data.mean, data.std, data.classes)
+    samples, augment = record.samples, record.recipe.augment
+    return attempted(
+        lambda: replay(samples, augment, data.mean, data.std, data.classes),
+        "the draws do not fit the augmentations",
+    )
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def _by_name(name: str | os.PathLike[str], log: Callable[[str], None]) -> Recipe
     if name in RECIPES:
         return named(str(name))
     return folder.for_folder(name, log) or named(os.fspath(name))
+
+
+def command(recipe: Recipe, precision: str) -> str | None:
+    """Return the shell command that repeats a run; None for a recipe that has no name here."""
+    if recipe.name not in RECIPES:
+        return None
+    words = settings.words(recipe, named(recipe.name))
+    return shlex.join(["firstlight", "train", recipe.name, *words, "--precision", precision])
 
 
 def description(recipe: Recipe, purpose: str = "") -> list[str]:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from firstlight.record.run_folder import RunFolder, write_atomic
+from firstlight.errors import InputError
+from firstlight.record.run_folder import MOST_LINES, RunFolder, most_tensors, tensors_of
+from firstlight.record.values import parse
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2
@@ -34,14 +34,14 @@ class Checkpoints:
     def __init__(self, folder: RunFolder) -> None:
         self.damaged: list[str] = []
         """Names of checkpoints that `last` passed over."""
-        self.path = folder.path / CHECKPOINTS
+        self._folder, self.path = folder, folder.path / CHECKPOINTS
         self._seconds, self._bytes = 0.0, 0
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write the checkpoint of a step, and remove all but the last two."""
         self._bytes = self._write(f"step-{step:08d}", tensors, facts)
         for old in self._files("step")[:-KEPT]:
-            old.unlink(missing_ok=True)
+            self._folder.remove(f"{CHECKPOINTS}/{old.name}")
 
     def cost(self) -> dict[str, float]:
         """Return the seconds spent on writing since the run was started or resumed, and the last size."""
@@ -62,7 +62,7 @@ class Checkpoints:
         before = self._files(stem)
         self._write(stem, weights, {})
         for old in set(before) - set(self._files(stem)[-1:]):
-            old.unlink(missing_ok=True)
+            self._folder.remove(f"{CHECKPOINTS}/{old.name}")
 
     def snapshot(self, epoch: int) -> dict[str, Tensor] | None:
         """Return the weights of an epoch's end, None where they are missing or damaged."""
@@ -78,25 +78,27 @@ class Checkpoints:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         data = tensors_to_bytes(plain, {"facts": json.dumps(facts)})
         digest = hashlib.sha256(data).hexdigest()[:32]
-        write_atomic(self.path / f"{stem}.{digest}.safetensors", data)
+        self._folder.write(f"{CHECKPOINTS}/{stem}.{digest}.safetensors", data)
         self._seconds += time.perf_counter() - start
         return len(data)
 
     def _files(self, stem: str) -> list[Path]:
         """Return the files whose stem begins so, the oldest step first."""
-        if not self.path.is_dir():
+        if self.path.is_symlink() or not self.path.is_dir():
             return []
         files = [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(path for path in files if path.name.startswith(stem))
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        named = _NAME.fullmatch(path.name)
         try:
-            data = path.read_bytes()
-            named = _NAME.fullmatch(path.name)
+            data = self._folder.read_bytes(f"{CHECKPOINTS}/{path.name}", most_tensors())
             if named is None or hashlib.sha256(data).hexdigest()[:32] != named["digest"]:
                 return None
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
-            return tensors_from_bytes(data), facts
-        except (OSError, SafetensorError, KeyError, ValueError):
+            tensors = tensors_of(data, path.name)
+            # The bytes that were checked, not the file, which may be another one by now.
+            header = parse(data[8 : 8 + int.from_bytes(data[:8], "little")], path.name, MOST_LINES)
+            facts = parse(header["__metadata__"]["facts"].encode(), path.name)
+        except (InputError, KeyError, TypeError, AttributeError):
             return None
+        return (tensors, facts) if isinstance(facts, dict) else None

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from firstlight.errors import InputError, nearest
 from firstlight.models.own import OwnNetwork
 from firstlight.recipe import KINDS, OLD_NAMES, Recipe, checked
+from firstlight.record.values import attempted, shown
 from firstlight.training.objective import Objective
 from firstlight.training.schedule import OneCycle
 
@@ -48,6 +49,18 @@ class Unknown:
         )
 
 
+_MOST_WHOLE = {"model": 8192, "augment": 16_384, "data": 10_000_000, "sides": 16_384, "epochs": 1_000_000}
+"""The largest whole number in each field of a recipe's file: beyond it nothing could be built or held."""
+_MOST_WORD = 4096
+_MOST_PARTS = 64
+
+
+def has_unknown_parts(recipe: Recipe) -> bool:
+    """Whether a part of a recipe is known by its name alone."""
+    parts = [getattr(recipe, key) for key in KINDS if key != "augment"]
+    return any(isinstance(part, Unknown) for part in [*parts, *recipe.augment])
+
+
 def recipe_from_json(values: Mapping[str, Any], parts: Sequence[Any] = ()) -> Recipe:
     """Return the recipe that `Recipe.to_json` wrote, now or in an earlier version.
 
@@ -65,6 +78,7 @@ def recipe_from_json(values: Mapping[str, Any], parts: Sequence[Any] = ()) -> Re
         raise InputError(f"the recipe lacks {', '.join(missing)}")
     revived: dict[str, Any] = {}
     for key, value in values.items():
+        _check_sizes(key, value)
         if key == "augment":
             revived[key] = (
                 tuple(_part(key, item, parts) for item in value) if isinstance(value, list) else None
@@ -72,14 +86,39 @@ def recipe_from_json(values: Mapping[str, Any], parts: Sequence[Any] = ()) -> Re
         else:
             revived[key] = _part(key, value, parts) if key in KINDS else checked(key, value, hints[key])
     if revived.get("augment", ()) is None:
-        raise InputError(f"augment takes a list of parts, not {values['augment']!r}")
-    return Recipe(**revived)
+        raise InputError(f"augment takes a list of parts, not {shown(repr(values['augment']))}")
+    return attempted(lambda: Recipe(**revived), "the recipe cannot be used")
+
+
+def _check_sizes(key: str, value: Any) -> None:
+    """Raise InputError where a field of a recipe's file holds a number, word or list beyond all use."""
+    most: float = _MOST_WHOLE.get(key, 2**31 - 1)
+    layer = [("", value)]
+    while layer:
+        name, each = layer.pop()
+        if isinstance(each, dict):
+            layer += [(str(inner), item) for inner, item in each.items()]
+        elif isinstance(each, list):
+            if len(each) > (_MOST_PARTS if key == "augment" else _MOST_WHOLE["epochs"]):
+                raise InputError(f"{key} is a list of {len(each):,}, which is too long")
+            layer += [(name, item) for item in each]
+        elif isinstance(each, str):
+            if len(each) > _MOST_WORD:
+                raise InputError(f"{key} holds a word of {len(each):,} characters")
+        elif isinstance(each, (int, float)) and not isinstance(each, bool):
+            # A seed only has to be a number; NaN is within nothing.
+            limit = 2**63 if "seed" in (key, name) else most
+            if isinstance(each, float) and key not in _MOST_WHOLE:
+                limit = 1e300  # a rate that is absurd diverges, and says so
+            if not abs(each) <= limit:
+                where = f"{key}.{shown(name)}" if name else key
+                raise InputError(f"{where} is {shown(each)}, beyond {limit:,g}")
 
 
 def _part(key: str, value: Any, parts: Sequence[Any]) -> Any:
     """Return a part from its plain values: a built-in one, one of `parts`, or an `Unknown`."""
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-        raise InputError(f"{key}: {value!r} names no part")
+        raise InputError(f"{key}: {shown(repr(value))} names no part")
     name: str = value["type"]
     fields = {OLD_NAMES.get(each, str(each)): given for each, given in value.items() if each != "type"}
     if name == OwnNetwork.__name__:
@@ -93,7 +132,8 @@ def _part(key: str, value: Any, parts: Sequence[Any]) -> Any:
     for field in fields:
         if field not in known:
             raise InputError(f"{name} has no field {field!r}", nearest(field, known))
-    return part(**{field: checked(f"{key}.{field}", given, hints[field]) for field, given in fields.items()})
+    given = {field: checked(f"{key}.{field}", each, hints[field]) for field, each in fields.items()}
+    return attempted(lambda: part(**given), f"{key}: {name} cannot be built")
 
 
 _IN_PARTS = {

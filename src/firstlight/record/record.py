@@ -28,16 +28,16 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.data.images import DataFacts, ImageSet
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
 from firstlight.insight.evaluation import Evaluation
-from firstlight.machine.streams import seeded
 from firstlight.recipe import Recipe
-from firstlight.record import tables
+from firstlight.record import results, tables
 from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
 from firstlight.record.recipe_file import recipe_from_json
 from firstlight.record.run_folder import RECIPE, RunFolder
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
+from firstlight.record.values import MOST_COUNT
 from firstlight.training.history import History
 from firstlight.training.loop import Tick
 from firstlight.training.lr_finder import LRFinding
@@ -79,32 +79,28 @@ class Record:
     def recipe(self) -> Recipe:
         values = self.folder.read_json(RECIPE).get("recipe")
         if not isinstance(values, dict):
-            raise InputError(f"{self.path / RECIPE} holds no recipe")
-        return recipe_from_json(values, self._parts)
+            raise InputError(f"{self._where(RECIPE)} holds no recipe")
+        try:
+            return recipe_from_json(values, self._parts)
+        except InputError as error:
+            raise InputError(f"{self._where(RECIPE)}: {error.message}", error.hint) from None
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, hardware, and the data with its hashes."""
-        return self.folder.read_json(ENVIRONMENT)
+        return results.plain_environment(self.folder.read_json(ENVIRONMENT), self._where(ENVIRONMENT))
 
     @cached_property
     def data(self) -> DataFacts:
         """What the run remembers of its images."""
-        values = self.environment.get("data")
-        try:
-            channels, height, width = map(int, values["shape"])  # type: ignore[index]
-            mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))  # type: ignore[index]
-            classes = tuple(map(str, values["classes"]))  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self.path / ENVIRONMENT} does not describe the data") from None
-        return DataFacts(classes, (channels, height, width), mean, std)
+        return results.data_facts(self.environment, self._where(ENVIRONMENT))
 
     @cached_property
     def finding(self) -> LRFinding | None:
         """The learning-rate finding, None where both rates were given."""
         if not self.folder.has(FINDING):
             return None
-        return LRFinding.from_json({k: v for k, v in self.folder.read_json(FINDING).items() if k != "schema"})
+        return results.finding(self.folder.read_json(FINDING), self._where(FINDING))
 
     @property
     def halvings(self) -> int:
@@ -113,7 +109,7 @@ class Record:
 
     @cached_property
     def history(self) -> History:
-        return History.from_jsonl(self.folder.read_text(HISTORY)) if self.folder.has(HISTORY) else History()
+        return results.history(self.folder, HISTORY) if self.folder.has(HISTORY) else History()
 
     @cached_property
     def summary(self) -> Summary:
@@ -150,13 +146,7 @@ class Record:
         """The trained network, on the CPU, in fp32."""
         if not self.folder.has(MODEL):
             raise InputError(f"{self.path} keeps no weights")
-        with seeded(0, "overwritten"):
-            model = self.recipe.model(len(self.data.classes), self.data.shape[0])
-        try:
-            model.load_state_dict(self.folder.read_tensors(MODEL))
-        except RuntimeError as error:
-            raise InputError(f"the weights in {self.path} do not fit its recipe: {error}") from None
-        return model.eval()
+        return results.network(self.folder, MODEL, self.recipe, self.data)
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
@@ -171,15 +161,8 @@ class Record:
     def _evaluation(self, key: str) -> Evaluation | None:
         if not self.folder.has(PREDICTIONS):
             return None
-        tensors, classes = self.folder.read_tensors(PREDICTIONS), self.data.classes
-        try:
-            labels, rows = tensors["labels"], tensors[key].float()
-        except KeyError as error:
-            raise InputError(f"{self.path / PREDICTIONS} lacks {error}") from None
-        if rows.shape != (len(labels), len(classes)):
-            raise InputError(f"{self.path / PREDICTIONS} does not fit the {len(classes)} classes of the run")
-        names = [f"#{index}" for index in range(len(labels))]
-        return Evaluation(classes, labels.long(), rows, names, key.endswith("tta"))
+        tensors = self.folder.read_tensors(PREDICTIONS)
+        return results.evaluation(tensors, key, self.data.classes, self._where(PREDICTIONS))
 
     @property
     def names(self) -> dict[int, str]:
@@ -191,18 +174,25 @@ class Record:
         """The kept test images and their indices in the test set; mistakes come first, the worst first."""
         if not self.folder.has(PICTURES):
             return None
-        tensors = self.folder.read_tensors(PICTURES)
-        return tensors["images"], tensors["indices"]
+        evaluation, tensors = self.evaluation, self.folder.read_tensors(PICTURES)
+        count = MOST_COUNT if evaluation is None else len(evaluation.labels)
+        return results.kept_images(tensors, self.data.shape, count, self._where(PICTURES))
 
     @property
     def samples(self) -> dict[str, Tensor] | None:
         """Some training images with the draws that augmented them in epoch 1."""
-        return self.folder.read_tensors(SAMPLES) if self.folder.has(SAMPLES) else None
+        if not self.folder.has(SAMPLES):
+            return None
+        tensors = self.folder.read_tensors(SAMPLES)
+        return results.samples(tensors, self.data, self.recipe.augment, self._where(SAMPLES))
 
     @property
     def suspects(self) -> TrainingSuspects | None:
         """The label errors of the training set, None where they were not looked for."""
         return TrainingSuspects.read(self.folder, self.data)
+
+    def _where(self, name: str) -> str:
+        return printable(self.path / name)
 
     # What follows writes.
 
@@ -251,8 +241,10 @@ class Record:
             self.history = History()
             return lines
         tensors, facts = checkpoint
-        restore(state, Captured(tensors, facts["state"]))
-        self.history = History.from_json(facts["history"])
+        restore(state, Captured(tensors, facts.get("state", {})))
+        if state.step > steps:
+            raise InputError(f"the checkpoint in {self.path} is of step {state.step:,} of {steps:,}")
+        self.history = results.history_of(facts.get("history"), "the checkpoint's history")
         return [*lines, f"going on after step {state.step:,} of {steps:,}"]
 
     def keep(self, tick: Tick, state: TrainState, *, checkpoint: bool = False) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,33 +15,33 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
+from firstlight.machine.limits import usable_memory
+from firstlight.record.beneath import ASIDE, is_there, read_beneath, write_beneath
+from firstlight.record.values import attempted, parse, shown
 
 SCHEMA = 2
 """Version of the layout, raised when an older Firstlight could misread it; 1 had a flat recipe."""
 
 RECIPE = "recipe.json"
-_ASIDE = ".aside"
 ROOT = Path("runs")
 """Where run folders are made unless another place is named."""
+
+
+MOST_JSON, MOST_LINES, MOST_TABLE = 2**24, 2**26, 2**28
+"""Bytes of a JSON file, of one of JSON lines, and of a table, at most."""
+
+
+def most_tensors() -> int:
+    """Return how many bytes of tensors one file of a run may hold here: a quarter of the memory."""
+    return usable_memory() // 4
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file aside, flush it and rename it, so that nobody ever sees half of it."""
     # A path that is no UTF-8 holds lone surrogates; replaced like this they are what JSON reads back.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)  # mkstemp makes it readable by its owner alone
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    write_beneath(path.parent, path.name, data)
 
 
 class RunFolder:
@@ -84,13 +82,14 @@ class RunFolder:
             raise InputError(
                 f"there is no run folder {path}", "`firstlight train RECIPE` makes one in runs/."
             )
-        if not (path / RECIPE).is_file():
+        if not is_there(path, RECIPE):
             raise InputError(f"{path} is no run folder: it holds no {RECIPE}")
         folder = cls(path)
         version = folder.read_json(RECIPE).get("schema")
-        if version not in range(1, SCHEMA + 1):
+        if isinstance(version, bool) or version not in range(1, SCHEMA + 1):
             raise InputError(
-                f"{path} is a run folder of version {version!r}; this Firstlight reads up to {SCHEMA}",
+                f"{path} is a run folder of version {shown(repr(version))}; "
+                f"this Firstlight reads up to {SCHEMA}",
                 "Use the Firstlight that wrote it (environment.json says which).",
             )
         return folder
@@ -101,7 +100,10 @@ class RunFolder:
 
         A process that dies lets it go. The lock file lies beside the folder, which may be removed meanwhile.
         """
-        held = FileLock(self.path.parent / f".{self.path.name}.lock", timeout=0)
+        lock_file = self.path.parent / f".{self.path.name}.lock"
+        if lock_file.is_symlink():
+            raise InputError(f"{printable(lock_file)} is a link; a lock is no link", "Remove it.")
+        held = FileLock(lock_file, timeout=0)
         try:
             held.acquire()
         except Timeout:
@@ -118,36 +120,32 @@ class RunFolder:
             held.release()
 
     def has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        """Whether there is a file of this name, or a link, which every reading then refuses."""
+        return is_there(self.path, name)
 
-    def read_text(self, name: str) -> str:
-        return self._read(name).decode("utf-8", errors="replace")
+    def read_text(self, name: str, most: int = MOST_TABLE) -> str:
+        return self.read_bytes(name, most).decode("utf-8", errors="replace")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a file that holds one JSON object."""
-        data = self._read(name)
-        try:
-            values = json.loads(data)
-        except ValueError as error:
-            raise InputError(f"{self.path / name} is not JSON: {error}") from None
+        """Read a file that holds one JSON object, of limited size and depth."""
+        where = printable(self.path / name)
+        values = parse(self.read_bytes(name, MOST_JSON), where)
         if not isinstance(values, dict):
-            raise InputError(f"{self.path / name} holds no JSON object")
+            raise InputError(f"{where} holds no JSON object")
         return values
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        try:
-            return tensors_from_bytes(self._read(name))
-        except SafetensorError as error:
-            raise InputError(f"{self.path / name} is damaged: {error}") from None
+        """Read a file of tensors; its header is checked against its size before a tensor is made."""
+        return tensors_of(self.read_bytes(name, most_tensors()), printable(self.path / name))
 
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {self.path / name}: {error.strerror}") from None
+    def read_bytes(self, name: str, most: int) -> bytes:
+        """Read a file of at most so many bytes, through no link; else InputError."""
+        return read_beneath(self.path, name, most)
 
     def write(self, name: str, content: bytes | str) -> None:
-        write_atomic(self.path / name, content)
+        # A path that is no UTF-8 holds lone surrogates; replaced like this they are what JSON reads back.
+        data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        write_beneath(self.path, name, data)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON object, with the layout's version where there is room for it."""
@@ -160,13 +158,27 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed process was writing aside; only for who holds the lock."""
-        for path in self.path.rglob(f".*{_ASIDE}"):
+        for path in self.path.rglob(f".*{ASIDE}"):
             path.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a file or folder of the run, if it is there."""
         path = self.path / name
-        if path.is_dir():
+        if path.is_dir() and (name == "." or not path.is_symlink()):
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def tensors_of(data: bytes, where: str) -> dict[str, Tensor]:
+    """Return the tensors in the bytes of a safetensors file; InputError where it is damaged or crafted.
+
+    The library compares the length of the header, and each tensor's offsets, type and shape, with the bytes
+    that there are; what it makes is never larger than the file.
+    """
+    try:
+        return attempted(lambda: tensors_from_bytes(data), f"{where} is damaged")
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} is damaged: {shown(error, 200)}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +52,26 @@ class Summary:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Summary:
-        """Read what `to_json` gave; a value of another kind counts as not measured."""
-        return cls(**{f.name: _as(str(f.type), values.get(f.name)) for f in dataclasses.fields(cls)})
+        """Read what `to_json` gave; a value of another kind, or beyond all sense, counts as not measured."""
+        fields = {f.name: _as(str(f.type), values.get(f.name)) for f in dataclasses.fields(cls)}
+        for name, value in fields.items():
+            ends = value if isinstance(value, tuple) else (value,)
+            if isinstance(ends[0], (int, float)) and not all(0 <= end <= _most(name) for end in ends):
+                fields[name] = None
+        return cls(**fields)
+
+
+_MOST = 1e15
+"""No number of a run is as large: bytes, seconds, parameters."""
+
+
+def _most(name: str) -> float:
+    return 1.0 if "accuracy" in name or "interval" in name else _MOST
 
 
 def _as(kind: str, value: Any) -> Any:
     """Return a value as one of the types above, None where it is of another."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST
     match kind.removesuffix(" | None"):
         case "str":
             return value if isinstance(value, str) else None

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from firstlight.data.images import DataFacts, ImageSet
-from firstlight.errors import InputError
+from firstlight.errors import printable
 from firstlight.insight.suspects import Suspects
 from firstlight.record import tables
 from firstlight.record.run_folder import RunFolder
+from firstlight.record.values import check_tensor
 
 SUSPECTS = "suspects.safetensors"
 SUSPECTS_TABLE = "suspects.csv"
@@ -78,30 +79,23 @@ class TrainingSuspects:
         """
         if not folder.has(SUSPECTS):
             return None
-        tensors = folder.read_tensors(SUSPECTS)
-        try:
-            labels, indices, suggested = (tensors[key].long() for key in ("labels", "indices", "suggested"))
-            rows, scores = tensors["probabilities"].float(), tensors["scores"].float()
-            images, count = tensors["images"], int(tensors["count"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise InputError(f"{folder.path / SUSPECTS} is not as cross-fitting writes it: {error}") from None
-        fits = (
-            labels.ndim == indices.ndim == 1
-            and rows.shape == (len(labels), len(data.classes))
-            and scores.shape == suggested.shape == indices.shape
-            and (images.dtype, images.shape) == (torch.uint8, (len(indices), *data.shape))
-            and 0 <= count <= len(labels)
-            and _within(torch.cat([labels, suggested]), len(data.classes))
-            and _within(indices, len(labels))
-        )
-        if not fits:
-            raise InputError(
-                f"{folder.path / SUSPECTS} does not fit the {len(data.classes)} classes of the run"
-            )
+        tensors, where = folder.read_tensors(SUSPECTS), printable(folder.path / SUSPECTS)
+        classes = len(data.classes)
+
+        def column(key: str, count: int | None, most: float, dtypes: Sequence[torch.dtype]) -> Tensor:
+            return check_tensor(tensors.get(key), f"{where}: {key}", dtypes, (count,), (0, most))
+
+        whole, real = (torch.int64,), (torch.float16, torch.float32)
+        labels = column("labels", None, classes - 1, whole)
+        indices = column("indices", None, len(labels) - 1, whole)
+        kept = len(indices)
+        suggested = column("suggested", kept, classes - 1, whole)
+        scores = check_tensor(tensors.get("scores"), f"{where}: scores", real, (kept,), (-1e9, 1e9))
+        shape = len(labels), classes
+        rows = check_tensor(tensors.get("probabilities"), f"{where}: probabilities", real, shape, (0, 1.01))
+        images = check_tensor(tensors.get("images"), f"{where}: images", (torch.uint8,), (kept, *data.shape))
+        bounds = 0, len(labels)
+        count = int(check_tensor(tensors.get("count"), f"{where}: count", whole, (), bounds))
         known = tables.names(folder.read_text(SUSPECTS_TABLE)) if folder.has(SUSPECTS_TABLE) else {}
         names = [known.get(index, f"#{index}") for index in indices.tolist()]
-        return cls(labels, rows, count, indices, scores, suggested, images, names)
-
-
-def _within(indices: Tensor, count: int) -> bool:
-    return bool(((indices >= 0) & (indices < count)).all())
+        return cls(labels, rows.float(), count, indices, scores.float(), suggested, images, names)

@@ -11,6 +11,9 @@ from firstlight.errors import InputError
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.suspects import Suspects
 
+MOST_NAME = 4096
+"""Characters of a name that are read; no path of a file is longer."""
+
 
 def mistakes(evaluation: Evaluation) -> str:
     """Write every wrong prediction, the highest loss first."""
@@ -50,4 +53,4 @@ def names(text: str) -> dict[int, str]:
     except csv.Error as error:
         raise InputError(f"the table is damaged: {error}") from None
     # A number of thousands of digits is none that int() takes.
-    return {int(i): name for i, name in rows if i and name and i.isdecimal() and len(i) < 16}
+    return {int(i): name[:MOST_NAME] for i, name in rows if i and name and i.isdecimal() and len(i) < 16}

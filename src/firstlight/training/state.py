@@ -129,12 +129,17 @@ def restore(state: TrainState, captured: Captured) -> None:
         state.first_loss.copy_(tensors.get("first_loss", state.first_loss))
         state.first_bad_step.copy_(tensors["first_bad_step"])
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
+        if state.step < 0 or not 0 <= state.seconds < math.inf:
+            raise ValueError(f"step {state.step} after {state.seconds} s")
         if state.scaler is not None:
             state.scaler.load_state_dict(facts["scaler"])
         if state.best is not None and facts["best_accuracy"] is not None:
             weights = _part(tensors, "best.")
+            sizes = {name: value.shape for name, value in state.trained.state_dict().items()}
+            if {name: value.shape for name, value in weights.items()} != sizes:
+                raise ValueError("the best weights are of another network")
             state.best = Best(float(facts["best_accuracy"]), int(facts["best_epoch"]), weights)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(f"the checkpoint does not fit this run: {error}") from None
 
 
@@ -147,6 +152,10 @@ def _restore_optimizer(state: TrainState, tensors: Mapping[str, Tensor], plain: 
     weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
     for name, value in [*tensors.items(), *plain.items()]:
         index, slot = name.split(".", 1)
+        if isinstance(value, Tensor) and value.ndim and value.shape != weights[int(index)].shape:
+            raise ValueError(f"{name} is not as large as its weight")
+        if not isinstance(value, (Tensor, int, float)) or not 0 <= int(index) < len(weights):
+            raise ValueError(f"{name} is no value of a weight")
         if isinstance(value, Tensor) and value.shape == weights[int(index)].shape:
             # In the weight's memory format and on its device, or every later step would be slower.
             value = torch.empty_like(weights[int(index)], dtype=value.dtype).copy_(value)

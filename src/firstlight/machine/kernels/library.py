@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstlight.errors import InputError, printable
 from firstlight.machine.processor import cpu_has
 from firstlight.machine.storage import cache_folder
 
@@ -25,19 +27,18 @@ _FLAGS = ("-O3", "-std=c++17", "-mfma", "-fopenmp", "-fPIC", "-shared", "-w")
 _AVX512 = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq"))
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILER_SECONDS = 120.0
+_MOST_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class Variant:
     """One way to compile the kernels for a number format of images.
 
-    name: what the user reads. capability: what the processor must have, in torch's words. flags: of the
-    compiler. tile: outputs of a Winograd tile along a side. factor: type of a transformed value.
+    name: what the user reads. flags: of the compiler. tile: outputs of a Winograd tile along a side.
+    factor: type of a transformed value.
     """
 
     name: str
-    dtype: torch.dtype
-    capability: str
     flags: tuple[str, ...]
     sources: tuple[str, ...]
     tile: int
@@ -47,24 +48,18 @@ class Variant:
 _BF16_SOURCES = ("scratch.h", "bf16.h", "products.h", "winograd.cpp", "norm.cpp")
 _FP32_SOURCES = ("scratch.h", "vector.h", "winograd_fp32.cpp", "norm_fp32.cpp")
 _FP32_FLAGS = ("-ffp-contract=fast", "-mavx2")
-_BF16 = Variant(
-    "AVX-512 BF16",
-    *(torch.bfloat16, "avx512_bf16", (*_AVX512, "-mavx512bf16"), _BF16_SOURCES, 2, torch.int16),
-)
-_FP16 = replace(_BF16, name="AVX-512 FP16", capability="avx512_fp16", flags=(*_BF16.flags, "-mavx512fp16"))
-_AVX2 = Variant("AVX2", torch.float32, "avx2", _FP32_FLAGS, _FP32_SOURCES, 4, torch.float32)
-_AVX512F = replace(_AVX2, name="AVX-512", capability="avx512", flags=(*_FP32_FLAGS, *_AVX512))
-
-CHOICES = ("plain", "compiled", "bf16", "avx512", "avx2")
-"""What FIRSTLIGHT_KERNELS may be, besides nothing."""
+_BF16 = Variant("AVX-512 BF16", (*_AVX512, "-mavx512bf16"), _BF16_SOURCES, 2, torch.int16)
+_FP16 = replace(_BF16, name="AVX-512 FP16", flags=(*_BF16.flags, "-mavx512fp16"))
+_AVX2 = Variant("AVX2", _FP32_FLAGS, _FP32_SOURCES, 4, torch.float32)
+_AVX512F = replace(_AVX2, name="AVX-512", flags=(*_FP32_FLAGS, *_AVX512))
 
 
 @dataclass(frozen=True)
 class Kernels:
     """The kernels in use for images of one number format.
 
-    library: the compiled ones, and how they were; None where torch's plain operations are in use.
-    words: which are in use, and why.
+    library: the compiled ones; None where torch's plain operations are in use.
+    words: which are in use, and why. variant: how they were compiled.
     """
 
     library: ctypes.CDLL | None
@@ -97,8 +92,8 @@ def load(dtype: torch.dtype = torch.bfloat16) -> Kernels:
         return Kernels(None, f"plain operations: {reason}")
     for variant in _variants(dtype):
         try:
-            library = ctypes.CDLL(str(_build(variant)))
-            return Kernels(library, f"compiled for {variant.name} (Winograd convolutions)", variant)
+            words = f"compiled for {variant.name} (Winograd convolutions)"
+            return Kernels(_build(variant), words, variant)
         except _BuildError as error:
             reason = str(error)
     return Kernels(None, f"plain operations: {reason}")
@@ -153,8 +148,8 @@ def _misfit(dtype: torch.dtype) -> str:
     return ""
 
 
-def _build(variant: Variant) -> Path:
-    """Return the library's file from the cache; compile it first where it is not there.
+def _build(variant: Variant) -> ctypes.CDLL:
+    """Return the library from the cache; compile it first where it is not there, or is damaged.
 
     Raises _BuildError where that fails.
     """
@@ -163,29 +158,85 @@ def _build(variant: Variant) -> Path:
     openmp = _openmp()
     flags = (*_FLAGS, *variant.flags)
     build_key = repr((flags, openmp, platform.libc_ver())).encode()
-    name = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}.so"
-    cached = cache_folder() / name
-    if cached.exists():
-        return cached
+    stem = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}"
+    cache = _cache()
+    for cached in sorted(cache.glob(f"{stem}-*.so")) if cache is not None else ():
+        library = _verified(cached)
+        if library is not None:
+            return library
+        with contextlib.suppress(OSError):
+            cached.unlink()
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else _COMPILERS
     compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
         raise _BuildError(f"no C++ compiler ({', '.join(compilers)})")
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as temporary:
-            output = Path(temporary) / name
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as temporary:
+            output = Path(temporary) / f"{stem}.so"
             units = [str(folder / source) for source in variant.sources if source.endswith(".cpp")]
             command = [compiler, *flags, *units, "-o", str(output), *openmp]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_SECONDS)
+            # The compiler's own temporary files lie there too: the usual place may be full.
+            variables = {**os.environ, "TMPDIR": temporary}
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                timeout=_COMPILER_SECONDS,
+                env=variables,
+            )
             if done.returncode:
                 lines = (line for line in done.stderr.splitlines() if "error" in line)
-                raise _BuildError(f"{compiler} failed: {next(lines, 'no reason given')}")
-            ctypes.CDLL(str(output))  # a library that does not load is not kept
-            output.replace(cached)
+                raise _BuildError(f"{compiler} failed: {printable(next(lines, 'no reason given'))}")
+            library = ctypes.CDLL(str(output))  # a library that does not load is not kept
+            if cache is not None:
+                digest = hashlib.sha256(output.read_bytes()).hexdigest()[:32]
+                os.chmod(output, 0o755)
+                # Loaded and kept are the same file; a second process that does this replaces it by its own.
+                output.replace(cache / f"{stem}-{digest}.so")
+            return library
     except (OSError, subprocess.SubprocessError) as error:
-        raise _BuildError(f"{compiler}: {error}") from error
-    return cached
+        raise _BuildError(f"{compiler}: {printable(error)}") from error
+
+
+def _cache() -> Path | None:
+    """Return the folder of the library; None where it cannot be written, and each process builds its own."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, InputError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _verified(path: Path) -> ctypes.CDLL | None:
+    """Load a cached library whose bytes are those that its name states; None for any other.
+
+    A library is code, so one that another user owns or may write to is not loaded either.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    library = None
+    try:
+        state = os.fstat(file)
+        if state.st_uid not in (0, os.getuid()) or state.st_mode & 0o022:
+            return None
+        with os.fdopen(os.dup(file), "rb") as stream:
+            digest = hashlib.sha256(stream.read(_MOST_BYTES)).hexdigest()[:32]
+        if not path.name.endswith(f"-{digest}.so"):
+            return None
+        # By its descriptor, so that what is loaded is what was read, whoever replaces the name meanwhile. It
+        # stays open: the loader takes a second library of the same name, a number here, for the first.
+        library = ctypes.CDLL(f"/proc/self/fd/{file}")
+        return library
+    except OSError:
+        return None
+    finally:
+        if library is None:
+            os.close(file)
 
 
 def _openmp() -> tuple[str, ...]:
