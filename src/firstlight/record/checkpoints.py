@@ -15,7 +15,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from firstlight.record.run_folder import RunFolder, write_atomic
+from firstlight.record.run_folder import RunFolder
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2
@@ -34,7 +34,7 @@ class Checkpoints:
     def __init__(self, folder: RunFolder) -> None:
         self.damaged: list[str] = []
         """Names of checkpoints that `last` passed over."""
-        self.path = folder.path / CHECKPOINTS
+        self.folder, self.path = folder, folder.path / CHECKPOINTS
         self._seconds, self._bytes = 0.0, 0
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Checkpoints:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         data = tensors_to_bytes(plain, {"facts": json.dumps(facts)})
         digest = hashlib.sha256(data).hexdigest()[:32]
-        write_atomic(self.path / f"{stem}.{digest}.safetensors", data)
+        self.folder.write(f"{CHECKPOINTS}/{stem}.{digest}.safetensors", data)
         self._seconds += time.perf_counter() - start
         return len(data)
 
