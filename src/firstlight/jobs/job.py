@@ -201,11 +201,12 @@ class Job:
         if count == 1:
             return []
         norm = {
-            "synchronised": "batch norm synchronised, as one process would compute it",
+            "synchronised": "batch norm synchronised over all of them, as one process would compute it",
             "ghost": "ghost batch norm: each norms its own images, another recipe than one process's",
         }[self.recipe.batch_norm]
         return [
-            f"{count} processes share each batch of {self.recipe.batch_size}, with the threads above each; {norm}"
+            f"{count} processes share each batch of {self.recipe.batch_size}; each has the threads above",
+            norm,
         ]
 
     def samples(self) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from firstlight.record.summary import Summary
 from firstlight.training.history import Epoch
 from firstlight.training.state import TrainState
 
-
 Weights = dict[str, Tensor] | None
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from firstlight.errors import InputError, RunFailed
 
@@ -84,7 +85,7 @@ class Ranks:
         return [parts[index % self.count][index // self.count] for index in range(sum(map(len, parts)))]
 
     def together(self, work: Callable[[], _T]) -> _T:
-        """Do something on every rank; where it fails on one of them, the error ends all, and one prints it."""
+        """Do something on every rank; an error on one of them ends all, and one prints it."""
         if self.alone:
             return work()
         result, error = None, None
@@ -160,10 +161,10 @@ def join(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     else:
         torch.set_num_threads(_threads(int(os.environ.get("LOCAL_WORLD_SIZE", count))))
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=5)))
     dist.init_process_group(
         "nccl" if on_cuda else "gloo",
-        store=dist.PrefixStore("firstlight", store),
+        store=store,
         rank=rank,
         world_size=count,
         timeout=timedelta(seconds=STEP_SECONDS),

@@ -35,7 +35,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         if self.affine:
             shape = (1, -1, 1, 1)
             result = torch.addcmul(self.bias.view(shape), result, self.weight.view(shape))
-        return result.to(images.dtype)
+        return result.to(images.dtype)  # type: ignore[no-any-return]
 
 
 class _Normalise(Function):
