@@ -108,7 +108,9 @@ def test_ranks_end_where_one_process_ends(count: int, sharpness: float, tmp_path
     finish(count, tmp_path / "log", twenty_steps, tmp_path / "out", sharpness, "synchronised")
     several = torch.load(tmp_path / "out", weights_only=True)
     for name, value in one["weights"].items():
-        torch.testing.assert_close(several["weights"][name], value, rtol=0, atol=1e-5, msg=name)
+        # A running variance is far above 1, so its last bits are larger.
+        relative = 1e-5 if name.endswith("running_var") else 0.0
+        torch.testing.assert_close(several["weights"][name], value, rtol=relative, atol=1e-5, msg=name)
     assert several["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert several["accuracies"] == one["accuracies"]
     # The networks differ in their last bits, so their answers may where two classes are nearly as probable.
@@ -168,7 +170,11 @@ def work(settings: dict[str, Any]) -> None:
     from firstlight.cli import training
 
     Run.report = quick_report  # type: ignore[method-assign, assignment]
-    training.train.callback = lambda **_: train("shapes.demo", **settings)
+
+    def callback(**_: Any) -> None:
+        train("shapes.demo", **settings)
+
+    training.train.callback = callback
     cli.main(["train", "shapes.demo"])
 
 
