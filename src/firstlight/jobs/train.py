@@ -195,5 +195,6 @@ def _fit(
             bar.update(tick)
             if due or tick.epoch is not None:
                 saved = time.monotonic()
+            stopping = stopping or (ranks.alone and stopped())
             if stopping and tick.step < tick.steps:
                 return
