@@ -178,9 +178,9 @@ def join(device: str) -> Iterator[Ranks]:
         lost = _is_loss(error) or _is_loss(error.__context__)
         if threading.current_thread() is threading.main_thread() and lost:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all; one line comes first
-        if not isinstance(error, SystemExit) and not _is_told_first(store):
-            if isinstance(error, (InputError, RunFailed)) or lost:
-                raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+        told = not isinstance(error, SystemExit) and not _is_told_first(store)
+        if told and (lost or isinstance(error, (InputError, RunFailed))):
+            raise SystemExit(2 if isinstance(error, InputError) else 1) from None
         if lost:
             raise RunFailed(
                 "a process of this run ended, or did not answer for a minute; the others stop",
@@ -191,10 +191,10 @@ def join(device: str) -> Iterator[Ranks]:
         _joined = ALONE
 
 
-def _is_told_first(store: dist.Store) -> bool:
+def _is_told_first(store: Any) -> bool:
     """Whether no other rank has told yet how the run ended; True where its process took the store along."""
     try:
-        return store.add("firstlight-ended", 1) == 1
+        return bool(store.add("firstlight-ended", 1) == 1)
     except RuntimeError:
         return True
 
