@@ -79,6 +79,7 @@ class Recipe:
     validation: number of training images held out, stratified; 0 trains on all.
     best_on_validation: keep the weights of the epoch that was best on validation, instead of the last.
     on_divergence: "stop", or "halve": start again at half the rates, up to five times.
+    batch_norm: over several processes "synchronised", or "ghost": each norms its share of a batch alone.
     tta_shift: pixels by which test-time augmentation moves an image; 0 does not.
     seed: seed of weights, order and augmentation.
     """
@@ -98,6 +99,7 @@ class Recipe:
     validation: int = 1000
     best_on_validation: bool = False
     on_divergence: str = "stop"
+    batch_norm: str = "synchronised"
     tta_shift: int = 0
     seed: int = 0
 
@@ -119,6 +121,10 @@ class Recipe:
         _require(
             self.on_divergence in ("stop", "halve"),
             f"on_divergence must be stop or halve, not {self.on_divergence!r}",
+        )
+        _require(
+            self.batch_norm in ("synchronised", "ghost"),
+            f"batch_norm must be synchronised or ghost, not {self.batch_norm!r}",
         )
         reach = max((part.reach for part in self.augment), default=0)
         _require(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from firstlight.data.augment import Augmentation, augment, normalise, resized
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
+from firstlight.machine.ranks import ALONE
 from firstlight.machine.streams import stream
 
 _SCORED_AT_ONCE = 500
@@ -31,8 +34,9 @@ class Plan:
     order: Tensor
     draws: tuple[Tensor, ...]
 
-    def rows(self, begin: int, end: int) -> Plan:
-        return Plan(self.order[begin:end], tuple(drawn[begin:end] for drawn in self.draws))
+    def rows(self, begin: int, end: int, step: int = 1) -> Plan:
+        chosen = slice(begin, end, step)
+        return Plan(self.order[chosen], tuple(drawn[chosen] for drawn in self.draws))
 
 
 def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: int, epoch: int) -> Plan:
@@ -51,6 +55,8 @@ class Batches:
     """Shuffled, augmented batches for training; the last short batch of an epoch is dropped.
 
     sides: to which the augmented images of the first epochs are resized, one for each of these epochs.
+    Where several ranks share the run, each has its share of every batch; sizes and lengths are of whole
+    batches.
     On a GPU the whole set lies on the device, so that a step waits for no host.
     """
 
@@ -71,6 +77,12 @@ class Batches:
                 f"a batch of {batch_size} is larger than the {len(images)} training images",
                 f"Use --set batch_size=N with N ≤ {len(images)}.",
             )
+        ranks = machine.ranks
+        if not ranks.alone and batch_size < 4 * ranks.count:
+            raise InputError(
+                f"a batch of {batch_size} is too small for {ranks.count} processes",
+                f"Use --set batch_size=N with N ≥ {4 * ranks.count}, or fewer processes.",
+            )
         self.images, self.batch_size, self.augmentations = images, batch_size, tuple(augmentations)
         self.seed, self.machine, self.sides = seed, machine, tuple(sides)
         self._pixels = images.images.to(machine.device)
@@ -80,6 +92,12 @@ class Batches:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.images) // self.batch_size
+
+    def alone(self) -> Batches:
+        """Return the same batches, whole, for one rank that works without the others."""
+        whole = copy.copy(self)
+        whole.machine = dataclasses.replace(self.machine, ranks=ALONE)
+        return whole
 
     def apart(self, held_out: int | None = None) -> tuple[Batches, list[tuple[Tensor, Tensor]]]:
         """Return batches of all images but `held_out`, stratified, and those: normalised, with their labels.
@@ -102,16 +120,18 @@ class Batches:
         Images are normalised, channels-last, in the machine's precision; labels int64.
         """
         plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
-        device = self.machine.device
+        device, ranks = self.machine.device, self.machine.ranks
         plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
-        for batch in range(first, len(self), self._together):
-            end = min(batch + self._together, len(self))
-            part = plan.rows(batch * self.batch_size, end * self.batch_size)
+        together = self._together if ranks.alone else 1
+        share = ranks.rows(self.batch_size)
+        for batch in range(first, len(self), together):
+            begin, end = batch * self.batch_size, min(batch + together, len(self)) * self.batch_size
+            part = plan.rows(begin + ranks.rank, end, ranks.count)
             images = self._images(part)
             if epoch < len(self.sides):
                 images = resized(images, self.sides[epoch])
             labels = self._labels.index_select(0, part.order)
-            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            yield from zip(images.split(share), labels.split(share), strict=True)
 
     def _images(self, part: Plan) -> Tensor:
         pixels = self._pixels.index_select(0, part.order)
@@ -120,6 +140,10 @@ class Batches:
 
 
 def in_order(images: ImageSet, batch_size: int, machine: Machine) -> Iterator[Tensor]:
-    """Yield every image once, in order, normalised and unaugmented; the last batch may be short."""
-    for pixels in images.images.split(batch_size):
+    """Yield every image once, in order, normalised and unaugmented; the last batch may be short.
+
+    Of several ranks each has every so many batches, which `Ranks.interleave` puts in order again.
+    """
+    ranks = machine.ranks
+    for pixels in images.images.split(batch_size)[ranks.rank :: ranks.count]:
         yield normalise(pixels.to(machine.device), images.mean, images.std, machine.dtype)

@@ -187,6 +187,7 @@ def evaluate(
         for batch in in_order(images, batch_size, machine):
             parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views(batch)]
             rows.append(torch.stack(parts).sum(0).cpu())
+    rows = machine.ranks.interleave(rows)
     return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, len(views) > 1)
 
 

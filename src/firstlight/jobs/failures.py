@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,25 +18,27 @@ from firstlight.record.record import Record
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(calm: float = 0.0) -> Iterator[Callable[[], bool]]:
     """Make the first Ctrl-C (or SIGTERM) a request that the yielded function reports; a second interrupts.
 
+    calm: seconds in which a second one changes nothing; torchrun passes on what its processes got already.
     So work can be stopped where its state is whole. Outside the main thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    stopped = False
+    stopped: float | None = None
 
     def stop(*_: object) -> None:
         nonlocal stopped
-        if stopped:
+        if stopped is None:
+            stopped = time.monotonic()
+        elif time.monotonic() - stopped >= calm:
             raise KeyboardInterrupt
-        stopped = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: stopped
+        yield lambda: stopped is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,6 +22,7 @@ from firstlight.jobs.progress import cost_after, silent
 from firstlight.machine.clock import Stopwatch, duration
 from firstlight.machine.limits import quota_words
 from firstlight.machine.machine import Machine, choose, operations_on
+from firstlight.machine.ranks import ALONE
 from firstlight.machine.streams import seeded, stream
 from firstlight.models.network import count_parameters, evaluating, prepare, set_normalisation
 from firstlight.recipe import Recipe
@@ -63,7 +64,9 @@ class Job:
     ) -> Job:
         """Load the data and build the network; nothing is written yet."""
         machine = choose(device, precision, determinism=determinism)
-        return cls.with_images(*recipe.data.load(data_dir), recipe, machine)
+        with machine.ranks.in_turn():
+            images = recipe.data.load(data_dir)
+        return cls.with_images(*images, recipe, machine)
 
     @classmethod
     def with_images(cls, train: ImageSet, test: ImageSet, recipe: Recipe, machine: Machine) -> Job:
@@ -85,13 +88,13 @@ class Job:
         return cls(recipe, machine, train, validation, test, batches, model)
 
     def find_rates(self, log: Callable[[str], None] = silent) -> LRFinding:
-        """Run the recipe's finder on copies of the network."""
-        recipe = self.recipe
+        """Run the recipe's finder on copies of the network, in this process alone."""
+        recipe, batches = self.recipe, self.batches.alone()
         return recipe.finder(
             self.model,
-            self.batches,
+            batches,
             recipe.optimizer,
-            self.machine,
+            batches.machine,
             objective=recipe.objective,
             schedule=recipe.schedule,
             epochs=recipe.epochs,
@@ -127,13 +130,14 @@ class Job:
 
     def step_seconds(self, batches: Batches | None = None) -> float:
         """Time a training step of the last epoch on a copy of the network, warm-up apart."""
-        state = TrainState.create(copy.deepcopy(self.model), self.recipe.optimizer, self.machine)
+        machine = dataclasses.replace(self.machine, ranks=ALONE)  # its share of a batch, without the others
+        state = TrainState.create(copy.deepcopy(self.model), self.recipe.optimizer, machine)
         state.model.train()
         seconds, last = [], self.recipe.epochs - 1
         for _, (images, labels) in zip(range(3), (batches or self.batches).epoch(last), strict=False):
-            watch = Stopwatch(self.machine)
+            watch = Stopwatch(machine)
             watch.start()
-            train_step(state, images, labels, 0.0, self.recipe.objective, self.machine)
+            train_step(state, images, labels, 0.0, self.recipe.objective, machine)
             watch.pause()
             seconds.append(watch.seconds)
         return min(seconds)
@@ -185,10 +189,25 @@ class Job:
             f"{self.recipe.name}: {len(self.train):,} images to train on, {len(self.test):,} to test, "
             f"{count_parameters(self.model):,} parameters",
             f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {threads}",
+            *self._shared(),
             f"{operations_on(machine)}; steps {steps_on(machine)}"
             if machine.device.type == "cuda"
             else operations_on(machine),
             f"about {duration(sum(parts.values()))} here ({listed})",
+        ]
+
+    def _shared(self) -> list[str]:
+        """Say how several processes share the run."""
+        count = self.machine.ranks.count
+        if count == 1:
+            return []
+        norm = {
+            "synchronised": "batch norm synchronised over all of them, as one process would compute it",
+            "ghost": "ghost batch norm: each norms its own images, another recipe than one process's",
+        }[self.recipe.batch_norm]
+        return [
+            f"{count} processes share each batch of {self.recipe.batch_size}; each has the threads above",
+            norm,
         ]
 
     def samples(self) -> dict[str, Tensor]:
@@ -204,7 +223,7 @@ class Job:
 
     def environment(self) -> dict[str, Any]:
         """Return versions, hardware and data, as a run keeps them."""
-        machine, train = self.machine, self.train
+        machine, train, ranks = self.machine, self.train, self.machine.ranks
         return {
             "firstlight": __version__,
             "python": platform.python_version(),
@@ -218,6 +237,7 @@ class Job:
             "kernels": operations_on(machine),
             "step": steps_on(machine),
             "determinism": machine.determinism,
+            **({} if ranks.alone else {"ranks": ranks.count, "batch_norm": self.recipe.batch_norm}),
             "command": self.command(),
             "data": {
                 "source": self.recipe.data.name,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from firstlight.insight.evaluation import evaluate
 from firstlight.jobs.job import Job, scored_epochs
@@ -16,6 +17,8 @@ from firstlight.record.record import Record
 from firstlight.record.summary import Summary
 from firstlight.training.history import Epoch
 from firstlight.training.state import TrainState
+
+Weights = dict[str, Tensor] | None
 
 
 def numbers(job: Job, record: Record, state: TrainState) -> Summary:
@@ -56,13 +59,16 @@ def validated(epoch: Epoch, job: Job, state: TrainState) -> Epoch:
     return dataclasses.replace(epoch, validation_loss=scores.loss, validation_accuracy=scores.accuracy)
 
 
-def kept_network(state: TrainState, record: Record) -> nn.Module | None:
+def kept_network(
+    state: TrainState, record: Record, share: Callable[[Weights], Weights] = lambda weights: weights
+) -> nn.Module | None:
     """Return the network with the weights to keep, and write them; None before the first epoch's end.
 
+    share: gives all processes of a run the weights of the first.
     They are the best on validation where these are asked for, else the last whole epoch's.
     """
     best = state.best.weights if state.best is not None else {}
-    weights = best or record.checkpoints.snapshot(len(record.history))
+    weights = share(best or record.checkpoints.snapshot(len(record.history)))
     if weights is None:
         return None
     model = state.trained
@@ -87,6 +93,7 @@ def judge(job: Job, model: nn.Module, state: TrainState, record: Record) -> Summ
             curve.append((plain.loss, plain.accuracy))
             continue
         weights = record.checkpoints.snapshot(epoch.epoch) if epoch.epoch in scored else None
+        weights = machine.ranks.broadcast(weights)
         if weights is None:  # or damaged while the run stood still
             curve.append(None)
             continue

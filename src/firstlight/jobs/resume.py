@@ -138,9 +138,19 @@ def check_unchanged(record: Resumable | None, now: Mapping[str, Any], say: Calla
         raise InputError(
             f"the data is not what {record.path} was begun with", "Give the same data, or another --out."
         )
+    before, here = begun.get("ranks", 1), now.get("ranks", 1)
+    if before != here:
+        raise InputError(
+            f"{record.path} was begun by {_processes(before)}, and {_processes(here)} would go on",
+            "Start as many again: torchrun --nproc-per-node N -m firstlight train … --resume.",
+        )
     for key in _NAMED:
         if key in begun and begun[key] != now[key]:
             say(
                 f"note: {key} was {begun[key]} and is {now[key]}; "
                 "the result will be as good, but not the same to the last bit"
             )
+
+
+def _processes(count: object) -> str:
+    return "one process" if count == 1 else f"{count} processes"

@@ -10,22 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 
-from firstlight.errors import Diverged, printable
+from firstlight.errors import Diverged, InputError, printable
 from firstlight.jobs.failures import failures_explained, interruptible, removed_unless_begun, terminable
 from firstlight.jobs.job import Job
 from firstlight.jobs.judge import judge, kept_network, numbers, validated
 from firstlight.jobs.progress import Progress, result_lines, say, silent
 from firstlight.jobs.resume import begun_record, check_unchanged, pinned
 from firstlight.jobs.seeds import Seeds, train_seeds
+from firstlight.machine.ranks import Ranks, is_follower, join, started
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
 from firstlight.recipes.assignment import checklist
 from firstlight.record.record import FIGURES, MOST_HALVINGS, REPORT, Record
+from firstlight.record.run_folder import NoFolder, RunFolder
 from firstlight.run import Run
 from firstlight.training.graph import choose_step
 from firstlight.training.loop import fit
 from firstlight.training.lr_finder import LRFinding
-from firstlight.training.state import TrainState
+from firstlight.training.state import TrainState, share
 
 
 @overload
@@ -61,25 +63,56 @@ def train(
 
     Raises InputError before anything is written, Diverged, and RunFailed where disk or memory give out.
     """
-    start, log = time.perf_counter(), silent if quiet else say
+    start, quiet = time.perf_counter(), quiet or is_follower()
+    log = silent if quiet else say
     recipe = resolve(recipe, data_dir=data_dir, epochs=epochs, seed=seed, log=log, **settings)
     if seeds is not None:
+        _require_one_process()
         one = functools.partial(train, checkpoint_minutes=checkpoint_minutes, quiet=quiet)
         return train_seeds(recipe, seeds, one, data_dir, out, resume, device, precision, determinism, log)
     place, data = (None if path is None else Path(path) for path in (out, data_dir))
-    begun = begun_record(Record, recipe, place, resume)
-    if begun is not None and begun.is_finished:
-        log(f"{begun.path} is finished already")
-        return Run(begun.folder)
-    job = Job.prepare(recipe, data, *pinned(begun, device, precision), determinism)
-    check_unchanged(begun, job.environment(), log)
+    with join(device) as ranks:
+        options = (place, data, device, precision, determinism, resume, checkpoint_minutes)
+        return _train(ranks, recipe, *options, quiet, log, start)
+
+
+def _train(
+    ranks: Ranks,
+    recipe: Recipe,
+    place: Path | None,
+    data: Path | None,
+    device: str,
+    precision: str,
+    determinism: str,
+    resume: bool | str,
+    checkpoint_minutes: float,
+    quiet: bool,
+    log: Callable[[str], None],
+    start: float,
+) -> Run:
+    """Train in one process, or as one of several: the first writes, and the others hold `NoFolder`."""
+    begun = ranks.together(lambda: begun_record(Record, recipe, place, resume) if ranks.first else None)
+    if ranks.broadcast(begun is not None and begun.is_finished):
+        folder = NoFolder() if begun is None else begun.folder
+        log(f"{folder.path} is finished already")
+        return Run(folder)
+    device, precision = ranks.broadcast(ranks.together(lambda: pinned(begun, device, precision)))
+    job = ranks.together(lambda: Job.prepare(recipe, data, device, precision, determinism))
+    ranks.together(lambda: check_unchanged(begun, job.environment(), log))
     untrained = copy.deepcopy(job.model.state_dict()) if recipe.on_divergence == "halve" else {}
-    run = Run((begun or Record.create(recipe.name, place)).folder)
+    run = ranks.together(lambda: Run(_folder(begun, recipe, place) if ranks.first else NoFolder()))
     with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
         state, steps = job.state(), recipe.epochs * len(job.batches)
-        for line in [*run.restore(state, steps), *job.describe(done=state.step)]:
-            log(line)
-        finding = run.finding if run.is_begun else _begin(job, run, log)
+        lines = ranks.together(lambda: run.restore(state, steps))
+        share(state, ranks)
+        run.history, run.summary = ranks.broadcast((run.history, run.summary))
+        if ranks.first:
+            for line in [*lines, *job.describe(done=state.step)]:
+                log(line)
+        finding = ranks.together(
+            lambda: (run.finding if run.is_begun else _begin(job, run, log)) if ranks.first else None
+        )
+        run.finding = finding = ranks.broadcast(finding)
         if finding is not None:
             log(str(finding))
         while True:
@@ -93,13 +126,15 @@ def train(
                 run.halve()
                 job.model.load_state_dict(untrained)
                 state = job.state()
-        model = kept_network(state, run)
+        model = kept_network(state, run, ranks.broadcast)
         if state.step < steps or model is None:
             run.write_summary(numbers(job, run, state))
             log(f"stopped after step {state.step:,}; --resume goes on from there in {run.path}")
             raise KeyboardInterrupt
         summary = judge(job, model, state, run)
         run.write_summary(dataclasses.replace(summary, wall_seconds=time.perf_counter() - start))
+        if not ranks.first:
+            return run
         run.report()  # shows the seconds until now; drawing is waited for too, so they are written again
         run.write_summary(dataclasses.replace(summary, wall_seconds=time.perf_counter() - start))
         run.remove_checkpoints()
@@ -109,6 +144,18 @@ def train(
         log(f"  {check}")
     log(f"pictures  {printable(run.path / FIGURES)}\nreport    {printable(run.path / REPORT)}")
     return run
+
+
+def _folder(begun: Record | None, recipe: Recipe, place: Path | None) -> RunFolder:
+    return (begun or Record.create(recipe.name, place)).folder
+
+
+def _require_one_process() -> None:
+    if started() > 1:
+        raise InputError(
+            f"--seeds takes one process, not {started()}",
+            "Give each GPU a seed of its own; see docs/scaling.md.",
+        )
 
 
 def _begin(job: Job, record: Record, log: Callable[[str], None]) -> LRFinding | None:
@@ -124,10 +171,10 @@ def _fit(
     job: Job, state: TrainState, record: Record, finding: LRFinding | None, minutes: float, quiet: bool
 ) -> None:
     """Train to the end, or to the first tick after Ctrl-C, and write what each tick leaves."""
-    saved, recipe = time.monotonic(), job.recipe
+    saved, recipe, ranks = time.monotonic(), job.recipe, job.machine.ranks
     step = choose_step(state, job.machine)
     with (
-        interruptible() as stopped,
+        interruptible(0.0 if ranks.alone else 5.0) as stopped,
         Progress(len(job.batches), job.costs, done=state.step, quiet=quiet) as bar,
     ):
         for tick in fit(
@@ -138,13 +185,16 @@ def _fit(
             machine=job.machine,
             objective=recipe.objective,
             step=step,
+            batch_norm=recipe.batch_norm,
         ):
             if tick.epoch is not None:
                 tick = dataclasses.replace(tick, epoch=validated(tick.epoch, job, state))
-            due = stopped() or time.monotonic() - saved >= 60 * minutes
-            record.keep(tick, state, checkpoint=due)
+            stopping = any(ranks.gather(stopped()))
+            due = stopping or time.monotonic() - saved >= 60 * minutes
+            ranks.together(functools.partial(record.keep, tick, state, checkpoint=due))
             bar.update(tick)
             if due or tick.epoch is not None:
                 saved = time.monotonic()
-            if stopped() and tick.step < tick.steps:
+            stopping = stopping or (ranks.alone and stopped())
+            if stopping and tick.step < tick.steps:
                 return

@@ -19,6 +19,7 @@ from firstlight.machine.kernels.library import load
 from firstlight.machine.limits import quota_words, usable_cores
 from firstlight.machine.memory import tune_allocator
 from firstlight.machine.processor import hardware_name
+from firstlight.machine.ranks import ALONE, Ranks, joined
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -33,6 +34,7 @@ class Machine:
     device: where the network and its batches are. precision: "fp32", "bf16" or "fp16", of activations.
     threads: of torch on the CPU. hardware: the name of the processor or GPU.
     allocator: what `tune_allocator` set. determinism: "draws" or "bits", see `choose`.
+    ranks: this process among those that share the run.
     """
 
     device: torch.device
@@ -41,6 +43,7 @@ class Machine:
     hardware: str
     allocator: str = "default"
     determinism: str = "draws"
+    ranks: Ranks = ALONE
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,14 +98,15 @@ def choose(
     allocator = tune_allocator() if tune_memory and device == "cpu" else "default"
     chosen = torch.device(device)
     if precision == "auto":
-        precision = _faster_precision(chosen)
+        precision = joined().broadcast(_faster_precision(chosen))
     fit_threads()
     if device == "cpu":
         determinism = "bits"
     elif determinism == "bits":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first call of cuBLAS
         torch.use_deterministic_algorithms(True)
-    return Machine(chosen, precision, torch.get_num_threads(), hardware_name(chosen), allocator, determinism)
+    hardware, threads = hardware_name(chosen), torch.get_num_threads()
+    return Machine(chosen, precision, threads, hardware, allocator, determinism, joined())
 
 
 def fit_threads() -> None:

@@ -44,6 +44,8 @@ def steps_on(machine: Machine) -> str:
 def _misfit(machine: Machine) -> str:
     if machine.device.type != "cuda":
         return f"{machine.device.type} has no CUDA graphs"
+    if not machine.ranks.alone:
+        return "several ranks"
     if machine.precision == "fp16":
         return "loss scaling needs the host"
     return "--determinism bits" if machine.determinism == "bits" else ""

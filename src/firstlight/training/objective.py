@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,18 +45,25 @@ class Objective:
 
 
 @contextlib.contextmanager
-def uphill(model: nn.Module, loss: Callable[[], Tensor], distance: float) -> Iterator[None]:
+def uphill(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    distance: float,
+    add: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
+) -> Iterator[None]:
     """Inside the `with`, move all weights of two or more dimensions `distance` along the gradient.
 
     They are put back at the end. Foret et al. 2021 (SAM, arXiv 2010.01412), section 2, less its weight decay.
 
     loss: returns the loss whose gradient gives the direction; its scale has no effect. Where the gradient is
         zero or not finite no weight moves. Running statistics of batch norm are left as they are.
+    add: adds gradients up over ranks, in place.
     distance: Euclidean norm of the move of all these weights together.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad and weight.ndim > 1]
     with _frozen_statistics(model):
         gradients = torch.autograd.grad(loss(), weights)
+    add(gradients)
     originals = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
+from firstlight.machine.ranks import Ranks
 from firstlight.training.optimizers import OptimizerSpec
 
 
@@ -40,6 +42,7 @@ class TrainState:
     first_loss: on the device; the loss of the first step, infinite before it.
     first_bad_step: on the device; the first step whose loss was out of bounds, -1 while there is none.
     seconds: training time so far. best: None where no epoch is chosen on validation images.
+    batch_size: images of a step, over all ranks; `fit` sets it.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     best: Best | None = None
+    batch_size: int = 0
 
     @classmethod
     def create(
@@ -141,6 +145,21 @@ def restore(state: TrainState, captured: Captured) -> None:
             state.best = Best(float(facts["best_accuracy"]), int(facts["best_epoch"]), weights)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(f"the checkpoint does not fit this run: {error}") from None
+
+
+def share(state: TrainState, ranks: Ranks) -> None:
+    """Set every rank's state to that of the first."""
+    captured = ranks.broadcast(capture(state) if ranks.first else None)
+    if not ranks.first and captured is not None:
+        restore(state, captured)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a hash of the bits of a network's weights and buffers."""
+    sha = hashlib.sha256()
+    for value in model.state_dict().values():
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

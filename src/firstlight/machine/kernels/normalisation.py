@@ -46,6 +46,7 @@ def serves(
     return (
         _coefficients(activation) is not None
         and norm.num_features % 16 == 0
+        and type(norm).forward is nn.BatchNorm2d.forward  # one over several ranks is another
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
