@@ -69,7 +69,7 @@ def read_image(path: Path, shape: tuple[int, int, int], fit: str = "crop") -> Te
 
 
 def pixels_of(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> Tensor:
-    """Return an upright picture as uint8 C×H×W; see `read_image`, which reads it with least_side max(H, W)."""
+    """Return an upright picture as uint8 C×H×W; `read_image` reads it with least_side = max(H, W)."""
     channels, height, width = shape
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}", f"Choose one of {', '.join(FITS)}.")

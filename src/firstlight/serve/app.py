@@ -149,7 +149,9 @@ def application(
 
     async def kept(request: Request) -> Response:
         png = network.kept_png(request.path_params["place"])
-        return refused(404, "there is no such image") if png is None else Response(png, media_type="image/png")
+        return (
+            refused(404, "there is no such image") if png is None else Response(png, media_type="image/png")
+        )
 
     async def asset(request: Request) -> Response:
         name = request.url.path.removeprefix("/")
@@ -170,7 +172,7 @@ def application(
     ]
     inner = Starlette(routes=routes, exception_handlers={HTTPException: unknown})
     inner.router.redirect_slashes = False
-    return Guard(inner, host, bucket or Bucket(RATE, BURST))  # type: ignore[arg-type]
+    return Guard(inner, host, bucket or Bucket(RATE, BURST))
 
 
 _TOO_LARGE = f"the picture has more than {MOST_BYTES // 2**20} MiB"
@@ -186,7 +188,9 @@ def _question(request: Request) -> Question:
     query = request.query_params
     similar = query.get("similar", "0")
     if not similar.isascii() or not similar.isdigit() or len(similar) > 3 or int(similar) > MOST_SIMILAR:
-        raise InputError(f"similar is {printable(similar[:40])!r}", f"Give a number from 0 to {MOST_SIMILAR}.")
+        raise InputError(
+            f"similar is {printable(similar[:40])!r}", f"Give a number from 0 to {MOST_SIMILAR}."
+        )
     name = printable(query.get("name", "")[:200]) or Question.name
     return Question(name, query.get("heat"), int(similar), query.get("preview") == "1")
 

@@ -136,7 +136,7 @@ class Guard:
 def _plain(status: int, message: str, headers: dict[str, str] | None = None) -> App:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"error": message, "hint": ""}, status, headers)  # type: ignore[return-value]
+    return JSONResponse({"error": message, "hint": ""}, status, headers)
 
 
 def _client(scope: Scope) -> str:

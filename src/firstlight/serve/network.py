@@ -68,9 +68,7 @@ class Network:
         """
         _, height, width = self.data.shape
         picture = read_upright(io.BytesIO(data), question.name, max(height, width))
-        images = normalise(
-            pixels_of(picture, self.data.shape, self.fit)[None], self.data.mean, self.data.std
-        )
+        images = normalise(pixels_of(picture, self.data.shape, self.fit)[None], self.data.mean, self.data.std)
         with inference(self.model):
             row = self.model(images).softmax(1)[0]
         order = row.argsort(descending=True).tolist()
@@ -199,5 +197,3 @@ def data_url(picture: Image.Image) -> str:
     stream, kind = io.BytesIO(), "png" if max(picture.size) <= _LOSSLESS_SIDE else "jpeg"
     picture.save(stream, kind, **({"quality": 88} if kind == "jpeg" else {}))
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
