@@ -131,7 +131,9 @@ def test_the_heat_lies_where_a_person_sees_the_object(browser: Any, fit: str, bo
             assert card.locator("canvas.picture").evaluate(_REDNESS)["most"] < 10
             card.locator(".remove").click()
         tab.close()
-    assert not [words for words in heard if words.startswith(("console", "error"))]
+    # Reading the canvas, which only this test does, makes Chromium give advice.
+    said = [words for words in heard if words.startswith(("console", "error")) and "Canvas2D" not in words]
+    assert said == []
 
 
 def test_several_pictures_at_once_and_a_broken_one(browser: Any, port: int) -> None:
