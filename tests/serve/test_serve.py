@@ -16,10 +16,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-pytest.importorskip("starlette", reason="the extra `serve` is not installed")
-
 from running import ask, brightness, photo, resident, running
 
 from firstlight.data.image_files import window
@@ -29,6 +25,9 @@ from firstlight.serve.app import bound
 from firstlight.serve.guard import Bucket, is_own
 from firstlight.serve.network import Network
 from firstlight.serve.openapi import MOST_BYTES, description
+
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
 NO_LIMIT = {"rate": 1e9, "burst": 10**9}
 

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import brightness, photo, running
+
+from firstlight.run import Run
+from firstlight.serve.guard import Bucket
+from firstlight.serve.network import Network
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -16,12 +21,6 @@ if CHROMIUM is None:
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright, which is not here")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
-
-from running import brightness, photo, running
-
-from firstlight.run import Run
-from firstlight.serve.guard import Bucket
-from firstlight.serve.network import Network
 
 
 @pytest.fixture(scope="module")
