@@ -21,7 +21,7 @@ from running import ask, brightness, photo, resident, running
 from firstlight.data.image_files import window
 from firstlight.errors import InputError
 from firstlight.run import Run
-from firstlight.serve.app import bound
+from firstlight.serve.app import bound, serve
 from firstlight.serve.guard import Bucket, is_own
 from firstlight.serve.network import Network
 from firstlight.serve.openapi import MOST_BYTES, description
@@ -226,8 +226,16 @@ def test_answers_hold_what_the_description_promises(port: int, run: Run) -> None
 
 
 def test_a_taken_port_is_one_line() -> None:
-    with bound("127.0.0.1", 0) as listener, pytest.raises(InputError, match="cannot listen on port"):
+    with bound("127.0.0.1", 0) as listener, pytest.raises(InputError) as refusal:
         bound("127.0.0.1", listener.getsockname()[1])
+    assert refusal.value.message.startswith("cannot listen on port")
+    assert "\n" not in refusal.value.message and "while" not in refusal.value.message
+
+
+def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"firstlight\[serve\]"):
+        serve(run, run.fit, port=0)
 
 
 def test_the_shell_says_the_address_ends_cleanly_and_logs_no_control_character(trained: Path) -> None:

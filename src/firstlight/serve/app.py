@@ -73,7 +73,7 @@ def bound(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, UnicodeError) as error:
-        reason = printable(getattr(error, "strerror", None) or error)
+        reason = printable(str(getattr(error, "strerror", None) or error).partition(" (while")[0])
         raise InputError(
             f"cannot listen on port {port} of {printable(host)}: {reason}",
             "Choose another with --port, or a free one with --port 0.",
