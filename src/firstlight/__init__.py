@@ -11,6 +11,8 @@ Names are loaded when they are first used, so that importing the package loads n
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -22,6 +24,7 @@ _ROOMS = {
     "predict": "firstlight.run",
     "report": "firstlight.run",
     "compare": "firstlight.run",
+    "serve": "firstlight.run",
     "suspects": "firstlight.jobs.suspects",
     "recipes": "firstlight.recipes",
     "open_run": "firstlight.run",
@@ -47,3 +50,22 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Room(types.ModuleType):
+    """A package that bears the name of a verb, and does what the verb does when it is called."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        verb = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_ROOMS[verb]), verb)(*arguments, **options)
+
+
+class _Door(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing firstlight.serve puts the package where the verb was.
+        if name == "serve" and isinstance(value, types.ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door

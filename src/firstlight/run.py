@@ -88,9 +88,7 @@ class Run(Record):
         files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         if not files:
             raise InputError("no image was given")
-        source = self.recipe.data
-        fit = source.fit if isinstance(source, Folder) else "crop"  # as the training images were read
-        images = torch.stack([read_image(file, self.data.shape, fit) for file in files])
+        images = torch.stack([read_image(file, self.data.shape, self.fit) for file in files])
         parts = self._normalised(images).split(250)
         with inference(self.model):
             misfit = "the network of this run does not fit its images"
@@ -100,6 +98,12 @@ class Run(Record):
             Prediction(file, {classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()})
             for file, row in zip(files, rows, strict=True)
         ]
+
+    @property
+    def fit(self) -> str:
+        """How a picture of another aspect is read: as the training images were."""
+        source = self.recipe.data
+        return source.fit if isinstance(source, Folder) else "crop"
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(images, self.data.mean, self.data.std)
@@ -194,6 +198,17 @@ def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: A
 def predict(run: str | Path | Run, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
     """Classify image files with a run's network; see `Run.predict`."""
     return open_run(run).predict(paths)
+
+
+def serve(run: str | Path | Run, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve a local page on which a run's network classifies pictures, until Ctrl-C.
+
+    port: 0 takes a free one. Raises InputError where the address is taken, or the extra `serve` is missing.
+    """
+    from firstlight.serve.app import serve
+
+    opened = open_run(run)
+    serve(opened, opened.fit, host=host, port=port)
 
 
 def report(run: str | Path | Run) -> Page:

@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: evaluate, predict, report, compare."""
+"""The verbs that ask a finished run: evaluate, predict, report, serve, compare."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ def report(run: Path) -> None:
     from firstlight.run import open_run
 
     echo(open_run(run).report())
+
+
+@click.command()
+@the_run
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="N",
+    help="Port; 0 takes a free one.",
+)
+def serve(run: Path, host: str, port: int) -> None:
+    """Serve a local page that classifies pictures and shows why; Ctrl-C ends it, with 0."""
+    from firstlight.run import serve
+
+    serve(run, host=host, port=port)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -64,12 +65,17 @@ def read_image(path: Path, shape: tuple[int, int, int], fit: str = "crop") -> Te
     the rest with white, "stretch" takes the whole picture and changes its aspect.
     Raises InputError, naming the file, where it is no readable picture.
     """
+    return pixels_of(open_upright(path, max(shape[1:])), shape, fit)
+
+
+def pixels_of(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> Tensor:
+    """Return an upright picture as uint8 C×H×W; `read_image` reads it with least_side = max(H, W)."""
     channels, height, width = shape
     if fit not in FITS:
         raise InputError(f"fit is {fit!r}", f"Choose one of {', '.join(FITS)}.")
     if channels not in (1, 3):
         raise InputError(f"image files are read as 1 or 3 channels, not {channels}")
-    picture = open_upright(path, max(height, width)).convert("L" if channels == 1 else "RGB")
+    picture = picture.convert("L" if channels == 1 else "RGB")
     pixels = torch.from_numpy(np.array(_fitted(picture, (width, height), fit)))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
@@ -79,12 +85,43 @@ def _fitted(picture: Image.Image, size: tuple[int, int], fit: str) -> Image.Imag
         return ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
     if fit == "stretch":
         return picture.resize(size, Image.Resampling.BICUBIC)
-    scale = min(size[0] / picture.width, size[1] / picture.height)
-    inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    inner = _inner(picture.size, size)
     ground = Image.new(picture.mode, size, GROUND if picture.mode == "L" else (GROUND,) * 3)
     corner = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     ground.paste(picture.resize(inner, Image.Resampling.BICUBIC), corner)
     return ground
+
+
+def _inner(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return width and height of a whole picture inside a window of `size`."""
+    scale = min(size[0] / picture[0], size[1] / picture[1])
+    return max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale))
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a network sees of an upright picture, in fractions of the picture's width and height.
+
+    With fit="pad" it reaches beyond the picture.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def window(picture: tuple[int, int], size: tuple[int, int], fit: str) -> Window:
+    """Return which part of a picture fills an image of `size`; both are width and height in pixels."""
+    if fit == "stretch":
+        return Window(0, 0, 1, 1)
+    if fit == "crop":
+        width = min(1.0, picture[1] * size[0] / size[1] / picture[0])
+        height = min(1.0, picture[0] * size[1] / size[0] / picture[1])
+        return Window((1 - width) / 2, (1 - height) / 2, width, height)
+    inner = _inner(picture, size)
+    corner = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    return Window(-corner[0] / inner[0], -corner[1] / inner[1], size[0] / inner[0], size[1] / inner[1])
 
 
 def size_of(path: Path) -> tuple[int, int]:
