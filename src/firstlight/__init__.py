@@ -21,6 +21,7 @@ _ROOMS = {
     "evaluate": "firstlight.run",
     "predict": "firstlight.run",
     "report": "firstlight.run",
+    "export": "firstlight.run",
     "compare": "firstlight.run",
     "suspects": "firstlight.jobs.suspects",
     "recipes": "firstlight.recipes",

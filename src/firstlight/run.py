@@ -31,6 +31,8 @@ from firstlight.insight.gradcam import gradcam_pair
 from firstlight.machine.machine import choose
 from firstlight.page.page import Page, write_page
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
+from firstlight.serve.export import Export
+from firstlight.serve.export import export as export_network
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,10 @@ class Run(Record):
             "gradcam": self.gradcam,
         }
 
+    def export(self, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+        """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`."""
+        return export_network(self, self.path / "model.onnx" if out is None else Path(out), images)
+
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
         for name, draw in self.pictures.items():
@@ -186,6 +192,11 @@ def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: A
 def predict(run: str | Path | Run, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
     """Classify image files with a run's network; see `Run.predict`."""
     return open_run(run).predict(paths)
+
+
+def export(run: str | Path | Run, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+    """Write a run's network as one ONNX file; see `Run.export`."""
+    return open_run(run).export(out, images)
 
 
 def report(run: str | Path | Run) -> Page:

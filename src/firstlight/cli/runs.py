@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: evaluate, predict, report, compare."""
+"""The verbs that ask a finished run: evaluate, predict, export, report, compare."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def predict(run: Path, images: Sequence[Path]) -> None:
     for prediction in predictions:
         best = list(prediction.probabilities.items())[:3]
         click.echo(f"{prediction.path!s:{width}}  " + "  ".join(f"{name} {p:.1%}" for name, p in best))
+
+
+@click.command()
+@the_run
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx in RUN.")
+def export(run: Path, out: Path | None) -> None:
+    """Write the network as one ONNX file: pixels in, probabilities out."""
+    from firstlight.run import open_run
+
+    click.echo(open_run(run).export(out))
 
 
 @click.command()

@@ -1,0 +1,1 @@
+"""Where a network is used: an ONNX file, a local page."""
