@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -33,16 +34,16 @@ import json, sys, numpy as np, onnxruntime
 from PIL import Image, ImageOps
 net = onnxruntime.InferenceSession(sys.argv[1])
 rule = {k: json.loads(v) for k, v in net.get_modelmeta().custom_metadata_map.items()}
-(channels, h, w), fit, bicubic = rule["shape"], rule["fit"], Image.Resampling.BICUBIC
+(channels, h, w), fit, cubic = rule["shape"], rule["fit"], Image.Resampling.BICUBIC
 for path in sys.argv[2:]:
     im = Image.open(path); im.draft(None, (2 * max(h, w),) * 2); im = ImageOps.exif_transpose(im)
     if im.mode[0] == "I": im = Image.fromarray(((np.asarray(im).astype("u4") + 128) // 257).astype("u1"))
     rgba, im = im.convert("RGB" if im.mode == "CMYK" else "RGBA"), Image.new("RGB", im.size, "white")
-    im.paste(rgba, mask=rgba if rgba.mode == "RGBA" else None); im = im.convert("L" if channels == 1 else "RGB")
-    k = min(w / im.width, h / im.height); size = [max(1, round(n * k)) for n in im.size] if fit == "pad" else (w, h)
-    im, ground = ImageOps.fit(im, size, bicubic) if fit == "crop" else im.resize(size, bicubic), Image.new(im.mode, (w, h), "white")
-    ground.paste(im, ((w - im.width) // 2, (h - im.height) // 2)); pixels = np.asarray(ground).reshape(h, w, channels)
-    p = net.run(None, {"images": pixels.transpose(2, 0, 1)[None]})[0][0]
+    im.paste(rgba, mask=rgba if rgba.mode == "RGBA" else None); im = im.convert(rule["mode"])
+    s = min(w / im.width, h / im.height); inner = [max(1, round(n * s)) for n in im.size]
+    im = ImageOps.fit(im, (w, h), cubic) if fit == "crop" else im.resize(inner if fit == "pad" else (w, h), cubic)
+    ground = Image.new(im.mode, (w, h), "white"); ground.paste(im, ((w - im.width) // 2, (h - im.height) // 2))
+    p = net.run(None, {"images": np.asarray(ground).reshape(h, w, channels).transpose(2, 0, 1)[None]})[0][0]
     print(json.dumps({"path": path, **{rule["classes"][i]: float(p[i]) for i in p.argsort()[::-1]}}))
 '''
 
@@ -132,6 +133,7 @@ def _metadata(record: Record) -> dict[str, Any]:
     return {
         "classes": list(record.data.classes),
         "shape": list(record.data.shape),
+        "mode": "L" if record.data.shape[0] == 1 else "RGB",
         "fit": source.fit if isinstance(source, Folder) else "crop",
         "ground": "white",
         "filter": "anti-aliased bicubic",
@@ -150,7 +152,14 @@ def _package(name: str) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence warnings that the exporter's own packages raise; those of others still show."""
+    # The exporter logs a line for each operator of torchvision, which is never installed here.
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for package in ("torch", "onnxscript", "onnx_ir", "onnx", "copyreg"):
             warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
-        yield
+        try:
+            yield
+        finally:
+            log.setLevel(level)
