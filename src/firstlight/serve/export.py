@@ -25,13 +25,12 @@ from firstlight.insight.evaluation import inference
 from firstlight.record.record import Record
 
 OPSET, IR = 18, 8
-"""Opset 18 is the oldest that torch's exporter writes without conversion; IR 8 is the one that came with it."""
+"""Opset 18 is the oldest that torch's exporter writes unconverted; IR 8 came with it."""
 TOLERANCE = 1e-5
 """The largest difference of probabilities between PyTorch and onnxruntime that passes."""
 
-SCRIPT = '''\
-import json, sys, numpy as np, onnxruntime
-from PIL import Image, ImageOps
+SCRIPT = """\
+import json, sys, numpy as np, onnxruntime; from PIL import Image, ImageOps
 net = onnxruntime.InferenceSession(sys.argv[1])
 rule = {k: json.loads(v) for k, v in net.get_modelmeta().custom_metadata_map.items()}
 (channels, h, w), fit, cubic = rule["shape"], rule["fit"], Image.Resampling.BICUBIC
@@ -41,11 +40,12 @@ for path in sys.argv[2:]:
     rgba, im = im.convert("RGB" if im.mode == "CMYK" else "RGBA"), Image.new("RGB", im.size, "white")
     im.paste(rgba, mask=rgba if rgba.mode == "RGBA" else None); im = im.convert(rule["mode"])
     s = min(w / im.width, h / im.height); inner = [max(1, round(n * s)) for n in im.size]
-    im = ImageOps.fit(im, (w, h), cubic) if fit == "crop" else im.resize(inner if fit == "pad" else (w, h), cubic)
+    inner = inner if fit == "pad" else (w, h)
+    im = ImageOps.fit(im, (w, h), cubic) if fit == "crop" else im.resize(inner, cubic)
     ground = Image.new(im.mode, (w, h), "white"); ground.paste(im, ((w - im.width) // 2, (h - im.height) // 2))
     p = net.run(None, {"images": np.asarray(ground).reshape(h, w, channels).transpose(2, 0, 1)[None]})[0][0]
     print(json.dumps({"path": path, **{rule["classes"][i]: float(p[i]) for i in p.argsort()[::-1]}}))
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def export(record: Record, out: Path, images: Tensor | None = None) -> Export:
             meant = model(part)
             difference = max(difference, float((said - meant).abs().max()))
             if not difference <= TOLERANCE or not said.argmax(1).equal(meant.argmax(1)):
-                raise RunFailed(f"the ONNX file differs from PyTorch by {difference:.1e}: nothing was written")
+                raise RunFailed(
+                    f"the ONNX file differs from PyTorch by {difference:.1e}: nothing was written"
+                )
         (Path(folder) / script.name).write_text(SCRIPT, encoding="utf-8")
         os.replace(Path(folder) / script.name, script)
         os.replace(file, out)
