@@ -42,8 +42,8 @@ for path in sys.argv[2:]:
     s = min(w / im.width, h / im.height); inner = [max(1, round(n * s)) for n in im.size]
     inner = inner if fit == "pad" else (w, h)
     im = ImageOps.fit(im, (w, h), cubic) if fit == "crop" else im.resize(inner, cubic)
-    ground = Image.new(im.mode, (w, h), "white"); ground.paste(im, ((w - im.width) // 2, (h - im.height) // 2))
-    p = net.run(None, {"images": np.asarray(ground).reshape(h, w, channels).transpose(2, 0, 1)[None]})[0][0]
+    box = Image.new(im.mode, (w, h), "white"); box.paste(im, ((w - im.width) // 2, (h - im.height) // 2))
+    p = net.run(None, {"images": np.asarray(box).reshape(h, w, channels).transpose(2, 0, 1)[None]})[0][0]
     print(json.dumps({"path": path, **{rule["classes"][i]: float(p[i]) for i in p.argsort()[::-1]}}))
 """
 
@@ -62,8 +62,8 @@ class Export:
 
     def __str__(self) -> str:
         return (
-            f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, IR {IR}): largest difference "
-            f"from PyTorch {self.difference:.1e} on {self.images} images, same class on all; see {self.script}"
+            f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, IR {IR}): "
+            f"largest difference from PyTorch {self.difference:.1e} on {self.images} images, same class on all; {self.script}"
         )
 
 
