@@ -63,7 +63,8 @@ class Export:
     def __str__(self) -> str:
         return (
             f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, IR {IR}): "
-            f"largest difference from PyTorch {self.difference:.1e} on {self.images} images, same class on all; {self.script}"
+            f"largest difference from PyTorch {self.difference:.1e} on {self.images} images, "
+            f"same class on all; {self.script}"
         )
 
 
