@@ -23,6 +23,7 @@ _ROOMS = {
     "evaluate": "firstlight.run",
     "predict": "firstlight.run",
     "report": "firstlight.run",
+    "export": "firstlight.run",
     "compare": "firstlight.run",
     "serve": "firstlight.run",
     "suspects": "firstlight.jobs.suspects",

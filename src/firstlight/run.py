@@ -32,6 +32,8 @@ from firstlight.machine.machine import choose
 from firstlight.page.page import Page, write_page
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
+from firstlight.serve.export import Export
+from firstlight.serve.export import export as export_network
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,10 @@ class Run(Record):
             "gradcam": self.gradcam,
         }
 
+    def export(self, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+        """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`."""
+        return export_network(self, self.path / "model.onnx" if out is None else Path(out), images)
+
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
         for name, draw in self.pictures.items():
@@ -209,6 +215,11 @@ def serve(run: str | Path | Run, *, host: str = "127.0.0.1", port: int = 8000) -
 
     opened = open_run(run)
     serve(opened, opened.fit, host=host, port=port)
+
+
+def export(run: str | Path | Run, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+    """Write a run's network as one ONNX file; see `Run.export`."""
+    return open_run(run).export(out, images)
 
 
 def report(run: str | Path | Run) -> Page:

@@ -11,13 +11,16 @@ import click
 
 from firstlight import __version__
 from firstlight.cli.inspection import doctor, recipes
-from firstlight.cli.runs import compare, evaluate, predict, report, serve
+from firstlight.cli.runs import compare, evaluate, export, predict, report, serve
 from firstlight.cli.training import find_lr, suspects, train
 from firstlight.errors import InputError, RunFailed, nearest, printable
 from firstlight.machine.storage import lend_matplotlib_a_folder
 from firstlight.machine.waiting import let_threads_sleep
 
-VERBS = (train, find_lr, evaluate, predict, report, compare, serve, suspects, recipes, doctor)
+VERBS = (
+    *(train, find_lr, evaluate, predict, report, compare),
+    *(export, serve, suspects, recipes, doctor),
+)
 
 
 class Verbs(click.Group):

@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: evaluate, predict, report, serve, compare."""
+"""The verbs that ask a finished run: evaluate, predict, export, report, serve, compare."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def predict(run: Path, images: Sequence[Path]) -> None:
     for name, prediction in zip(names, predictions, strict=True):
         best = list(prediction.probabilities.items())[:3]
         echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
+
+
+@click.command()
+@the_run
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx in RUN.")
+def export(run: Path, out: Path | None) -> None:
+    """Write the network as one ONNX file: pixels in, probabilities out."""
+    from firstlight.run import open_run
+
+    echo(str(open_run(run).export(out)))
 
 
 @click.command()

@@ -1,0 +1,168 @@
+"""A run's network as one ONNX file that takes pixels and gives probabilities, and a script that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from firstlight.data.augment import normalise
+from firstlight.data.folder import Folder
+from firstlight.errors import InputError, RunFailed
+from firstlight.insight.evaluation import inference
+from firstlight.record.record import Record
+
+OPSET, IR = 18, 8
+"""Opset 18 is the oldest that torch's exporter writes unconverted; IR 8 came with it."""
+TOLERANCE = 1e-5
+"""The largest difference of probabilities between PyTorch and onnxruntime that passes."""
+
+SCRIPT = """\
+import json, sys, numpy as np, onnxruntime; from PIL import Image, ImageOps
+net = onnxruntime.InferenceSession(sys.argv[1])
+rule = {k: json.loads(v) for k, v in net.get_modelmeta().custom_metadata_map.items()}
+(channels, h, w), fit, cubic = rule["shape"], rule["fit"], Image.Resampling.BICUBIC
+for path in sys.argv[2:]:
+    im = Image.open(path); im.draft(None, (2 * max(h, w),) * 2); im = ImageOps.exif_transpose(im)
+    if im.mode[0] == "I": im = Image.fromarray(((np.asarray(im).astype("u4") + 128) // 257).astype("u1"))
+    rgba, im = im.convert("RGB" if im.mode == "CMYK" else "RGBA"), Image.new("RGB", im.size, "white")
+    im.paste(rgba, mask=rgba if rgba.mode == "RGBA" else None); im = im.convert(rule["mode"])
+    s = min(w / im.width, h / im.height); inner = [max(1, round(n * s)) for n in im.size]
+    inner = inner if fit == "pad" else (w, h)
+    im = ImageOps.fit(im, (w, h), cubic) if fit == "crop" else im.resize(inner, cubic)
+    box = Image.new(im.mode, (w, h), "white"); box.paste(im, ((w - im.width) // 2, (h - im.height) // 2))
+    p = net.run(None, {"images": np.asarray(box).reshape(h, w, channels).transpose(2, 0, 1)[None]})[0][0]
+    print(json.dumps({"path": path, **{rule["classes"][i]: float(p[i]) for i in p.argsort()[::-1]}}))
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written. difference: the largest between PyTorch's and onnxruntime's probabilities.
+
+    images: how many the two were compared on.
+    """
+
+    path: Path
+    script: Path
+    images: int
+    difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, IR {IR}): "
+            f"largest difference from PyTorch {self.difference:.1e} on {self.images} images, "
+            f"same class on all; {self.script}"
+        )
+
+
+class _Classifier(nn.Module):
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(record.model).float().cpu()
+        self.mean, self.std = record.data.mean, record.data.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(normalise(images, self.mean, self.std)).softmax(1)  # type: ignore[no-any-return]
+
+
+def export(record: Record, out: Path, images: Tensor | None = None) -> Export:
+    """Write `out`, an ONNX file from uint8 N×C×H×W `images` to fp32 N×K `probabilities`, and a script.
+
+    images: uint8 images on which it is compared with PyTorch, by default those that the run keeps.
+    Raises InputError where a file is there already, a package or every image is missing, and RunFailed where
+    the file does not say what PyTorch says; nothing is left behind then.
+    """
+    script = out.with_name(f"{out.stem}_classify.py")
+    for path in (out, script):
+        if path.exists():
+            raise InputError(f"{path} is there already", "Move it away, or choose another name with --out.")
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent}", "Make it first, or choose another with --out.")
+    if images is None:
+        if record.kept_images is None:
+            raise InputError(f"{record.path} keeps no image to compare with", "Give images from Python.")
+        images = record.kept_images[0]
+    onnx, runtime = _package("onnx"), _package("onnxruntime")
+    _package("onnxscript")
+    model = _Classifier(record)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder, inference(model):
+        file = Path(folder) / out.name
+        with _quiet():
+            program: Any = torch.onnx.export(
+                model,
+                (images[:1].repeat(2, 1, 1, 1),),
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            proto = program.model_proto
+        proto.ir_version = IR
+        onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in _metadata(record).items()})
+        onnx.save_model(proto, str(file), save_as_external_data=False)
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        difference = 0.0
+        for part in images.split(100):
+            said = torch.from_numpy(session.run(None, {"images": part.contiguous().numpy()})[0])
+            meant = model(part)
+            difference = max(difference, float((said - meant).abs().max()))
+            if not difference <= TOLERANCE or not said.argmax(1).equal(meant.argmax(1)):
+                raise RunFailed(
+                    f"the ONNX file differs from PyTorch by {difference:.1e}: nothing was written"
+                )
+        (Path(folder) / script.name).write_text(SCRIPT, encoding="utf-8")
+        os.replace(Path(folder) / script.name, script)
+        os.replace(file, out)
+    return Export(out, script, len(images), difference)
+
+
+def _metadata(record: Record) -> dict[str, Any]:
+    source = record.recipe.data
+    return {
+        "classes": list(record.data.classes),
+        "shape": list(record.data.shape),
+        "mode": "L" if record.data.shape[0] == 1 else "RGB",
+        "fit": source.fit if isinstance(source, Folder) else "crop",
+        "ground": "white",
+        "filter": "anti-aliased bicubic",
+        "test_accuracy": record.summary.test_accuracy,
+        "licence": "that of the training data; the exporting program is Apache-2.0",
+    }
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise InputError(f"export needs the package {name}", "pip install 'firstlight[onnx]'") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings that the exporter's own packages raise; those of others still show."""
+    # The exporter logs a line for each operator of torchvision, which is never installed here.
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for package in ("torch", "onnxscript", "onnx_ir", "onnx", "copyreg"):
+            warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
