@@ -24,6 +24,7 @@ _ROOMS = {
     "compare": "firstlight.run",
     "suspects": "firstlight.jobs.suspects",
     "recipes": "firstlight.recipes",
+    "check": "firstlight.data.check",
     "open_run": "firstlight.run",
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.run",
