@@ -38,7 +38,9 @@ def plant(root: Path, kind: str) -> None:
         case "train and test":
             shutil.copy(first, root / "test/cat/copy.png")
         case "near duplicate":
-            Image.open(first).save(root / "train/cat/copy.jpg", quality=90)
+            smooth = Image.open(first).resize((12, 9)).resize((160, 144), Image.Resampling.BICUBIC)
+            smooth.save(first)
+            smooth.save(root / "train/cat/copy.jpg", quality=60)
         case "blank":
             Image.new("RGB", (40, 40), "red").save(first)
         case "twin classes":
