@@ -38,7 +38,7 @@ def plant(root: Path, kind: str) -> None:
         case "train and test":
             shutil.copy(first, root / "test/cat/copy.png")
         case "near duplicate":
-            smooth = Image.open(first).resize((12, 9)).resize((160, 144), Image.Resampling.BICUBIC)
+            smooth = Image.open(picture(first, size=(8, 6))).resize((160, 144), Image.Resampling.BICUBIC)
             smooth.save(first)
             smooth.save(root / "train/cat/copy.jpg", quality=60)
         case "blank":

@@ -86,7 +86,13 @@ def _findings(listing: Listing, pixels: Pixels, counts: dict[str, int]) -> Itera
     yield from _same(pictures, pixels, good)
     plain = [pictures[index].name for index in good if np.ptp(pixels.rows[index], (1, 2)).max() == 0]
     if plain:
-        yield Finding("blank", _each(plain), "one colour all over", "See whether this is meant.", False)
+        yield Finding(
+            "blank",
+            _each(plain),
+            "one colour all over, on white where it is transparent",
+            "See whether this is meant.",
+            False,
+        )
     twins: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         twins["".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
