@@ -28,6 +28,7 @@ _ROOMS = {
     "serve": "firstlight.run",
     "suspects": "firstlight.jobs.suspects",
     "recipes": "firstlight.recipes",
+    "check": "firstlight.data.check",
     "open_run": "firstlight.run",
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.run",

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from firstlight import __version__
-from firstlight.cli.inspection import doctor, recipes
+from firstlight.cli.inspection import check, doctor, recipes
 from firstlight.cli.runs import compare, evaluate, export, predict, report, serve
 from firstlight.cli.training import find_lr, suspects, train
 from firstlight.errors import InputError, RunFailed, nearest, printable
@@ -19,7 +19,7 @@ from firstlight.machine.waiting import let_threads_sleep
 
 VERBS = (
     *(train, find_lr, evaluate, predict, report, compare),
-    *(export, serve, suspects, recipes, doctor),
+    *(export, serve, suspects, recipes, check, doctor),
 )
 
 

@@ -1,7 +1,8 @@
-"""The verbs that look around: recipes, doctor."""
+"""The verbs that look around: recipes, check, doctor."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -23,6 +24,19 @@ def recipes(name: str | None) -> None:
         lines = description(named(name), purposes[name])
     for line in lines:
         click.echo(line)
+
+
+@click.command()
+@click.argument("photos", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--strict", is_flag=True, help="Exit with 1 where something is wrong.")
+def check(photos: Path, as_json: bool, strict: bool) -> int:
+    """Look for what is wrong with a folder of pictures: files, labels and copies."""
+    from firstlight.data.check import check, lines
+
+    result = check(photos)
+    click.echo(json.dumps(result.as_json(), indent=2) if as_json else "\n".join(lines(result)))
+    return 1 if strict and result.is_wrong else 0
 
 
 @click.command()

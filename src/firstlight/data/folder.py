@@ -73,12 +73,12 @@ class Folder:
         image that can be read, and where there is no test image.
         """
         root = self._root(data_dir)
-        with _listed(root) as listing:
+        with listed(root) as listing:
             return self._image_sets(root, listing)
 
     def listing(self, data_dir: Path | None = None) -> Listing:
         """List the pictures and what is left out, each with its reason; no picture is read."""
-        with _listed(self._root(data_dir)) as listing:
+        with listed(self._root(data_dir)) as listing:
             return listing
 
     def _root(self, data_dir: Path | None) -> Path:
@@ -146,7 +146,7 @@ def is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def _listed(path: Path) -> Iterator[Listing]:
+def listed(path: Path) -> Iterator[Listing]:
     """Give the listing of a folder, a table, or an archive of either, whose files are there until the end."""
     if not is_archive(path) or path.is_dir():
         yield list_pictures(path)
