@@ -6,6 +6,7 @@ Tan & Le 2019 (arXiv 1905.11946) without squeeze-and-excite and with ReLU6, as G
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firstlight.errors import InputError
 from firstlight.models.blocks import Residual, check_sizes
+from firstlight.models.folding import folded
 from firstlight.models.renormalisation import Renormalisation
 from firstlight.models.weights import TakenWeights, read_weights, take_weights
 
@@ -160,7 +163,15 @@ class EfficientNetLite(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         x = enlarged(self.input(images), self.spec.min_side)
-        return self.pool(self.body(x)).flatten(1)  # type: ignore[no-any-return]
+        grid = self.body(x.to(self.body.stem.conv.weight.dtype))  # type: ignore[union-attr,arg-type]
+        return self.pool(grid.float()).flatten(1)  # type: ignore[no-any-return]
+
+    def folded(self, dtype: torch.dtype = torch.float32) -> EfficientNetLite:
+        """Return a copy for inference, its batch norms folded and its body in `dtype`; features stay fp32."""
+        network = copy.copy(self)
+        network._modules = dict(self._modules)
+        network.body = folded(self.body, dtype)
+        return network
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
@@ -272,6 +283,14 @@ def _body(frozen: bool) -> Body:
         inputs = outputs
     layers["top"] = ConvNorm(inputs, FEATURES)
     return Body(layers, frozen=frozen)
+
+
+def weights_installed() -> bool:
+    """Whether the package with the published weights is there."""
+    try:
+        return weights_file().is_file()
+    except InputError:
+        return False
 
 
 def weights_file() -> Path:
