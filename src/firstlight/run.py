@@ -74,6 +74,8 @@ class Run(Record):
             images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
         if images.classes != self.data.classes or images.shape != self.data.shape:
             raise InputError("these images have other classes or another size than the run's")
+        if self.recipe.head is not None and precision == "auto":
+            precision = "fp32"  # as training judged it and as `predict` does: the same number to the image
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
         evaluation = evaluate_network(machine.place(self.model), images, machine, views=views)

@@ -17,6 +17,7 @@ from firstlight.jobs.judge import judge, kept_network, numbers, validated
 from firstlight.jobs.progress import Progress, result_lines, say, silent
 from firstlight.jobs.resume import begun_record, check_unchanged, pinned
 from firstlight.jobs.seeds import Seeds, train_seeds
+from firstlight.jobs.transfer import train_head
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
 from firstlight.recipes.assignment import checklist
@@ -76,6 +77,8 @@ def train(
     untrained = copy.deepcopy(job.model.state_dict()) if recipe.on_divergence == "halve" else {}
     run = Run((begun or Record.create(recipe.name, place)).folder)
     with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
+        if recipe.head is not None:
+            return train_head(job, run, start, log, quiet)
         state, steps = job.state(), recipe.epochs * len(job.batches)
         for line in [*run.restore(state, steps), *job.describe(done=state.step)]:
             log(line)

@@ -14,20 +14,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from firstlight.data.augment import FlipLR, normalise
+from firstlight.data.augment import normalise
 from firstlight.data.cache import ArrayCache, digest
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.insight.evaluation import Evaluation, evaluate
+from firstlight.insight.evaluation import evaluate
 from firstlight.insight.suspects import suspects
 from firstlight.jobs.job import Job
 from firstlight.machine.clock import duration
 from firstlight.machine.machine import Machine
 from firstlight.machine.storage import cache_folder
+from firstlight.machine.streams import seeded
 from firstlight.models.network import count_parameters
-from firstlight.record.record import Record
+from firstlight.record.head import write_head
+from firstlight.record.record import FIGURES, REPORT, Record
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
+from firstlight.run import Run
 from firstlight.training.head import HeadFit, LogisticHead, advice, views
 
 _VIEWS = 6
@@ -42,9 +45,20 @@ class Transferable(Protocol):
 
     linear: nn.Linear
 
-    def features(self, images: Tensor) -> Tensor: ...
+    def features_of_view(self, images: Tensor) -> Tensor: ...
 
     def folded(self, dtype: torch.dtype = torch.float32) -> Transferable: ...
+
+
+def train_head(job: Job, run: Run, start: float, log: Callable[[str], None], quiet: bool) -> Run:
+    """Fit the head of a job's recipe, judge it and draw its page; `start` is the clock at the prompt."""
+    fit_run(job, run, start, log, quiet)
+    run.report()  # shows the seconds until now; drawing is waited for too, so they are written again
+    run.write_summary(dataclasses.replace(run.summary, wall_seconds=time.perf_counter() - start))
+    for line in results(run, len(job.test)):
+        log(line)
+    log(f"pictures  {run.path / FIGURES}\nreport    {run.path / REPORT}")
+    return run
 
 
 def fit_run(job: Job, record: Record, start: float, log: Callable[[str], None], quiet: bool) -> None:
@@ -61,15 +75,14 @@ def fit_run(job: Job, record: Record, start: float, log: Callable[[str], None], 
     for line in _said(fit, recipe.head):
         log(line)
     if not fit.mirror:
-        kept = tuple(part for part in recipe.augment if not part.mirrors)
-        recipe = dataclasses.replace(recipe, augment=kept)
-        job = dataclasses.replace(job, recipe=recipe)
-    record.begin(recipe, None, job.environment(), {})
+        job = _unmirrored(job)
+        model = _transferable(job.model)
+    record.begin(job.recipe, None, job.environment(), job.samples())
     with torch.no_grad():
         model.linear.weight.copy_(fit.weight)
         model.linear.bias.copy_(fit.bias)
     record.write_model(job.model)
-    record.write_head(fit)
+    write_head(record.folder, fit)
     TrainingSuspects.write(
         record.folder, suspects(images.labels, fit.probabilities), fit.probabilities, images
     )
@@ -80,23 +93,19 @@ def _judged(job: Job, fit: HeadFit, record: Record, seconds: float, start: float
     """Score the test set in fp32, as `predict` does, and return the numbers of the run."""
     machine = dataclasses.replace(job.machine, precision="fp32")
     plain = evaluate(job.model, job.test, machine, batch_size=_AT_ONCE)
-    begun = time.perf_counter()
-    averaged = plain
-    if job.recipe.views.mirror:
-        averaged = _mirrored(job, plain, machine)
-    record.write_evaluation(plain, averaged, job.test)
+    record.write_evaluation(plain, plain, job.test)
     return Summary(
         recipe=job.recipe.name,
         seed=job.recipe.seed,
         epochs=0,
         interrupted=False,
         test_accuracy=plain.accuracy,
-        test_accuracy_tta=averaged.accuracy,
+        test_accuracy_tta=plain.accuracy,
         test_interval_95=plain.interval,
         test_loss=plain.loss,
         validation_accuracy=fit.accuracies[fit.strength],
         train_seconds=seconds,
-        tta_seconds=time.perf_counter() - begun,
+        tta_seconds=0.0,
         wall_seconds=time.perf_counter() - start,
         parameters=count_parameters(job.model),
         device=job.machine.device.type,
@@ -108,17 +117,18 @@ def _judged(job: Job, fit: HeadFit, record: Record, seconds: float, start: float
     )
 
 
-def _mirrored(job: Job, plain: Evaluation, machine: Machine) -> Evaluation:
-    """Return the mean over each test image and its mirror image; the first is known already."""
-    test = job.test
-    flipped = dataclasses.replace(test, images=test.images.flip(3))
-    other = evaluate(job.model, flipped, machine, batch_size=_AT_ONCE).probabilities
-    return dataclasses.replace(plain, probabilities=(plain.probabilities + other) / 2, tta=True)
+def _unmirrored(job: Job) -> Job:
+    """Return the job with a network that looks at no mirror image, with the same weights."""
+    recipe = job.recipe.replace(mirrored=False)
+    with seeded(recipe.seed, "weights"):
+        model = recipe.model(len(job.train.classes), job.train.shape[0])
+    model.load_state_dict(job.model.state_dict())
+    return dataclasses.replace(job, recipe=recipe, model=job.machine.place(model))
 
 
 def _transferable(model: Any) -> Transferable:
     """Return a network as what it must be; raises InputError where it has no features to fit a head to."""
-    if not all(hasattr(model, name) for name in ("features", "folded", "linear")):
+    if not all(hasattr(model, name) for name in ("features_of_view", "folded", "linear")):
         raise InputError(
             f"{type(model).__name__} has no frozen features to fit a linear layer to",
             "Set model=efficientnetlite, or train it with the recipe folder.scratch.",
@@ -157,9 +167,7 @@ def _kept_features(network: Transferable, images: ImageSet, machine: Machine, qu
 
 
 @torch.inference_mode()
-def features_of(
-    network: Transferable, images: ImageSet, machine: Machine, *, quiet: bool = False
-) -> Tensor:
+def features_of(network: Transferable, images: ImageSet, machine: Machine, *, quiet: bool = False) -> Tensor:
     """Return the features of every view of every image: fp32, V×N×D, on the CPU."""
     count = _views(images)
     parts: list[Tensor] = []
@@ -176,7 +184,7 @@ def features_of(
             rows = []
             for view in views(batch)[:count]:
                 view = view.contiguous(memory_format=torch.channels_last)
-                rows.append(network.features(view).float().cpu())
+                rows.append(network.features_of_view(view).float().cpu())
                 bar.update(len(pixels))
             parts.append(torch.stack(rows))
     return torch.cat(parts, 1).clone()
@@ -191,7 +199,7 @@ def _describe(job: Job, network: Transferable) -> list[str]:
     features_of(network, one, machine, quiet=True)
     each = (time.perf_counter() - begun) / len(one) / _VIEWS
     passes = _views(images) * len(images)
-    tested = 1.5 * len(job.test) * (2 if job.recipe.views.mirror else 1)  # fp32 is slower
+    tested = 4 * len(job.test)  # with the mirror image, and fp32 takes twice as long
     training, testing = each * passes, each * tested
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     return [
@@ -221,10 +229,8 @@ def _said(fit: HeadFit, head: LogisticHead) -> list[str]:
 def results(record: Record, images: int) -> list[str]:
     """Say what came out. images: in the test set."""
     summary, (low, high) = record.summary, record.summary.test_interval_95 or (0.0, 1.0)
-    averaged = f"; {summary.test_accuracy_tta:.2%} with TTA" if record.recipe.views.mirror else ""
     return [
-        f"test accuracy {summary.test_accuracy:.2%} without TTA (95 % interval {low:.2%} to {high:.2%}, "
-        f"{images:,} images){averaged}",
+        f"test accuracy {summary.test_accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {images:,} images)",
         f"training took {duration(summary.train_seconds or 0)}, everything together "
         f"{duration(summary.wall_seconds or 0)}",
     ]

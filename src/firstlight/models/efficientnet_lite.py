@@ -69,6 +69,7 @@ class EfficientNetLiteSpec:
     frozen: whether the body stays as it is, batch norm's statistics included, so that the linear layer
         alone learns.
     min_side: pixels of the shorter side to which smaller images are enlarged; 0 enlarges none.
+    mirrored: whether features are the mean over the image and its mirror image, at twice the cost.
 
     The weights were trained on objects at 224×224, and recognise little in images much smaller than 96×96.
     A larger min_side tells classes apart better, at a cost that grows with its square.
@@ -79,6 +80,7 @@ class EfficientNetLiteSpec:
     pretrained: bool = True
     frozen: bool = True
     min_side: int = 96
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.min_side < 0:
@@ -161,7 +163,19 @@ class EfficientNetLite(nn.Module):
         self._require_weights()
         return self._features(images)
 
+    def features_of_view(self, images: Tensor) -> Tensor:
+        """Return the features of the images as they are, also where `mirrored` is asked for."""
+        self._require_weights()
+        return self._features_of_view(images)
+
     def _features(self, images: Tensor) -> Tensor:
+        if not self.spec.mirrored:
+            return self._features_of_view(images)
+        # The image comes last: Grad-CAM looks at the grid of the last call.
+        other = self._features_of_view(images.flip(3))
+        return (other + self._features_of_view(images)) / 2
+
+    def _features_of_view(self, images: Tensor) -> Tensor:
         x = enlarged(self.input(images), self.spec.min_side)
         grid = self.body(x.to(self.body.stem.conv.weight.dtype))  # type: ignore[union-attr,arg-type]
         return self.pool(grid.float()).flatten(1)  # type: ignore[no-any-return]

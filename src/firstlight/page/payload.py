@@ -22,6 +22,7 @@ from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.suspects import suspects
 from firstlight.record.record import KEPT_MISTAKES, Record
+from firstlight.training.head import Point
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -189,6 +190,21 @@ def curves(history: History, schedule: Callable[[int], float] | None) -> dict[st
     steps = np.unique(np.linspace(0, last.step - 1, min(last.step, 241)).round().astype(int)).tolist()
     places = [round((step + 1) * last.epoch / last.step, 3) for step in steps]
     return {"epochs": epochs, "series": series, "rates": {"x": places, "y": list(map(schedule, steps))}}
+
+
+def curve_points(curve: Sequence[Point], width: int, height: int) -> list[tuple[float, float]]:
+    """Return the places of a learning curve's points in a picture: images on a logarithmic scale.
+
+    The accuracies fill the height from 0 at the bottom to 1 at the top.
+    """
+    first, last = math.log(max(curve[0].images, 1)), math.log(max(curve[-1].images, 1))
+    return [
+        (
+            round(width * (math.log(max(each.images, 1)) - first) / max(last - first, 1e-9), 1),
+            round(height * (1 - each.accuracy), 1),
+        )
+        for each in curve
+    ]
 
 
 def finder(finding: LRFinding) -> dict[str, Any]:

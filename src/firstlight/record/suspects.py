@@ -51,6 +51,7 @@ class TrainingSuspects:
             "scores": ranking.scores[kept],
             "suggested": ranking.suggested[kept],
             "images": images.images[kept],
+            "names": _encoded([images.names[index] for index in kept.tolist()]),
         }
         folder.write_tensors(SUSPECTS, tensors)
         try:
@@ -74,7 +75,7 @@ class TrainingSuspects:
     def read(cls, folder: RunFolder, data: DataFacts) -> Self | None:
         """Return what `write` wrote, None where there is nothing; InputError where it does not fit the data.
 
-        Only images in the table have their names; the others are named by their index.
+        In a folder of an earlier version images outside the table are named by their index.
         """
         if not folder.has(SUSPECTS):
             return None
@@ -99,9 +100,24 @@ class TrainingSuspects:
                 f"{folder.path / SUSPECTS} does not fit the {len(data.classes)} classes of the run"
             )
         known = tables.names(folder.read_text(SUSPECTS_TABLE)) if folder.has(SUSPECTS_TABLE) else {}
-        names = [known.get(index, f"#{index}") for index in indices.tolist()]
+        written = _decoded(tensors.get("names"))
+        if len(written) != len(indices):  # written by an earlier version
+            written = [known.get(index, f"#{index}") for index in indices.tolist()]
+        names = written
         return cls(labels, rows, count, indices, scores, suggested, images, names)
 
 
 def _within(indices: Tensor, count: int) -> bool:
     return bool(((indices >= 0) & (indices < count)).all())
+
+
+def _encoded(names: Sequence[str]) -> Tensor:
+    """Return names as bytes, uint8, each ended by a zero."""
+    text = "".join(f"{name}\0" for name in names).encode(errors="surrogateescape")
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+def _decoded(names: Tensor | None) -> list[str]:
+    """Return what `_encoded` wrote; nothing where there is nothing."""
+    text = b"" if names is None else bytes(names.to(torch.uint8).flatten().tolist())
+    return text.decode(errors="replace").split("\0")[:-1]
