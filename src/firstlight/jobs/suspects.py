@@ -38,7 +38,7 @@ def suspects(
 
     The recipe is trained once for each fold, on all other folds, with the rates of the run; it says
     beforehand how long that takes here. Images that the run held out for validation are judged as well.
-    Nothing is written before the end. A run of frozen features has its label errors already: they are returned.
+    Nothing is written before the end. A run of frozen features has its label errors already.
 
     Raises InputError where the run is not finished or the data is not what it was trained on, and
     RunFailed where disk or memory give out.

@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -230,7 +229,8 @@ def results(record: Record, images: int) -> list[str]:
     """Say what came out. images: in the test set."""
     summary, (low, high) = record.summary, record.summary.test_interval_95 or (0.0, 1.0)
     return [
-        f"test accuracy {summary.test_accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, {images:,} images)",
+        f"test accuracy {summary.test_accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, "
+        f"{images:,} images)",
         f"training took {duration(summary.train_seconds or 0)}, everything together "
         f"{duration(summary.wall_seconds or 0)}",
     ]

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from firstlight.errors import InputError
 from firstlight.models.blocks import Residual, check_sizes
 from firstlight.models.folding import folded
+from firstlight.models.inverted_bottleneck import ConvNorm, InvertedBottleneck
 from firstlight.models.renormalisation import Renormalisation
 from firstlight.models.weights import TakenWeights, read_weights, take_weights
 
@@ -184,7 +185,7 @@ class EfficientNetLite(nn.Module):
         """Return a copy for inference, its batch norms folded and its body in `dtype`; features stay fp32."""
         network = copy.copy(self)
         network._modules = dict(self._modules)
-        network.body = folded(self.body, dtype)
+        network._modules["body"] = folded(self.body, dtype)
         return network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -226,65 +227,6 @@ class Body(nn.Sequential):
 
     def train(self, mode: bool = True) -> Body:
         return super().train(mode and not self.frozen)
-
-
-class SamePadding(nn.Module):
-    """Zeros around N×C×H×W images as TensorFlow's "same" padding lays them, for a kernel of odd size.
-
-    So that a convolution of this stride gives ⌈H/stride⌉ rows. An odd number of zeros has one more at the
-    bottom and at the right: at stride 2 and an even H that differs from torch's padding.
-    """
-
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        (top, bottom), (left, right) = (self._zeros(size) for size in x.shape[-2:])
-        return F.pad(x, (left, right, top, bottom))
-
-    def _zeros(self, size: int) -> tuple[int, int]:
-        zeros = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
-        return zeros // 2, zeros - zeros // 2
-
-
-class ConvNorm(nn.Sequential):
-    """Convolution with TensorFlow's "same" padding → batch norm (ε 1e-3) → ReLU6, if `active`."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        active: bool = True,
-    ) -> None:
-        layers = OrderedDict[str, nn.Module]()
-        if stride > 1:
-            layers["pad"] = SamePadding(kernel, stride)
-        padding = 0 if stride > 1 else kernel // 2
-        layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-        layers["norm"] = nn.BatchNorm2d(outputs, eps=1e-3)
-        if active:
-            layers["relu6"] = nn.ReLU6()
-        super().__init__(layers)
-
-
-class InvertedBottleneck(nn.Sequential):
-    """1×1 convolution to more channels → depthwise convolution → 1×1 convolution to few, without activation.
-
-    Sandler et al. 2018 (MobileNetV2, arXiv 1801.04381), section 3. An expansion of 1 leaves out the first.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        wide = expansion * inputs
-        layers = OrderedDict[str, nn.Module]()
-        if expansion > 1:
-            layers["expand"] = ConvNorm(inputs, wide)
-        layers["depthwise"] = ConvNorm(wide, wide, kernel, stride, groups=wide)
-        layers["project"] = ConvNorm(wide, outputs, active=False)
-        super().__init__(layers)
 
 
 def _body(frozen: bool) -> Body:

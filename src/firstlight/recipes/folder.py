@@ -58,7 +58,7 @@ def transfer() -> Recipe:
 
     The body of EfficientNet-Lite0 stays as it is. Its features of each training image, its mirror image and
     four corners are computed once and kept. Cross-validation on the training images chooses the strength of
-    the regularisation, and says whether mirror images belong to their class and whether more photos would help.
+    the regularisation, and says whether left and right matter and whether more photos would help.
 
         firstlight train FOLDER
     """

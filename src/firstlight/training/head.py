@@ -129,7 +129,7 @@ class LogisticHead:
     def _mirror(
         self, features: Tensor, labels: Tensor, classes: int, fold: Tensor
     ) -> tuple[bool, tuple[float, float] | None]:
-        """Return whether to learn from mirror images, and both accuracies where held-out images were asked."""
+        """Return whether to learn from mirror images, and both accuracies where that was asked."""
         if self.flip != "auto" or len(labels) < _FEWEST_ASKED:
             return self.flip != "off", None
         few = _subset(labels, fold, _MOST_COMPARED / len(labels))
@@ -159,9 +159,9 @@ def stratified(labels: Tensor, folds: int, seed: int) -> Tensor:
 def fit_logistic(features: Tensor, labels: Tensor, classes: int, strength: float) -> tuple[Tensor, Tensor]:
     """Return weight, fp32, K×D, and bias, fp32, K, that minimise cross-entropy + strength/2 · |weight|².
 
-    features: fp32, N×D; the penalty is on weights of features that are centred and of a
-    mean deviation of 1. The minimum is unique up to a
-    constant in the bias, and approached by at most 40 steps of L-BFGS from zero: there is no random number in it.
+    features: fp32, N×D; the penalty is on weights of features that are centred and of a mean deviation of 1.
+    The minimum is unique up to a constant in the bias. At most 40 steps of L-BFGS approach it from zero: there
+    is no random number in it.
     """
     mean = features.mean(0)
     # One scale for all: a feature that hardly varies between images should not count as much as another.
@@ -188,7 +188,7 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, strength: float
 
 
 def judged_view(features: Tensor, mirror: bool) -> Tensor:
-    """Return the features that the network gives for an image, N×D: with `mirror` a mean with the mirror image."""
+    """Return the features that the network gives, N×D: with `mirror` the mean with the mirror image."""
     return features[:2].mean(0) if mirror else features[0]
 
 
@@ -273,8 +273,8 @@ def advice(curve: Sequence[Point]) -> str:
     before, last = curve[-2:]
     gain, factor = last.accuracy - before.accuracy, last.images / max(before.images, 1)
     what = (
-        f"From {before.images:,} to {last.images:,} images the accuracy on held-out training images went from "
-        f"{before.accuracy:.1%} to {last.accuracy:.1%}"
+        f"From {before.images:,} to {last.images:,} images the accuracy on held-out training images went "
+        f"from {before.accuracy:.1%} to {last.accuracy:.1%}"
     )
     # Over one set of images, which many heads judge: a cautious error of the difference.
     error = math.sqrt(max(last.accuracy * (1 - last.accuracy), 0.0) / max(last.images * 1.25, 1))
