@@ -29,6 +29,7 @@ from firstlight.insight.evaluation import Evaluation, Views, inference
 from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.machine.machine import choose
+from firstlight.models.network import for_inference
 from firstlight.page.page import Page, write_page
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 
@@ -78,7 +79,7 @@ class Run(Record):
             precision = "fp32"  # as training judged it and as `predict` does: the same number to the image
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
-        evaluation = evaluate_network(machine.place(self.model), images, machine, views=views)
+        evaluation = evaluate_network(machine.place(for_inference(self.model)), images, machine, views=views)
         self.model.cpu()
         return evaluation
 
@@ -90,8 +91,9 @@ class Run(Record):
         source = self.recipe.data
         fit = source.fit if isinstance(source, Folder) else "crop"  # as the training images were read
         images = torch.stack([read_image(file, self.data.shape, fit) for file in files])
-        with inference(self.model):
-            rows = torch.cat([self.model(part).softmax(1) for part in self._normalised(images).split(250)])
+        model = for_inference(self.model)
+        with inference(model):
+            rows = torch.cat([model(part).softmax(1) for part in self._normalised(images).split(250)])
         classes = self.data.classes
         return [
             Prediction(file, {classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()})

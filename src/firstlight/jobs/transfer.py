@@ -24,7 +24,7 @@ from firstlight.machine.clock import duration
 from firstlight.machine.machine import Machine
 from firstlight.machine.storage import cache_folder
 from firstlight.machine.streams import seeded
-from firstlight.models.network import count_parameters
+from firstlight.models.network import count_parameters, for_inference
 from firstlight.record.head import write_head
 from firstlight.record.record import FIGURES, REPORT, Record
 from firstlight.record.summary import Summary
@@ -91,7 +91,7 @@ def fit_run(job: Job, record: Record, start: float, log: Callable[[str], None], 
 def _judged(job: Job, fit: HeadFit, record: Record, seconds: float, start: float) -> Summary:
     """Score the test set in fp32, as `predict` does, and return the numbers of the run."""
     machine = dataclasses.replace(job.machine, precision="fp32")
-    plain = evaluate(job.model, job.test, machine, batch_size=_AT_ONCE)
+    plain = evaluate(machine.place(for_inference(job.model)), job.test, machine, batch_size=_AT_ONCE)
     record.write_evaluation(plain, plain, job.test)
     return Summary(
         recipe=job.recipe.name,

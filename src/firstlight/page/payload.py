@@ -30,6 +30,8 @@ COLUMNS = 40
 """Tiles side by side in a sheet."""
 MOST_BYTES = 6_500_000
 """Characters of a page's sheet of images; with the rest it stays below 8 MB, which can be mailed."""
+_LARGE = 3 * 64 * 64
+"""Pixel values of an image above which it is large."""
 MOST_LISTED = 5000
 """Mistakes that the page lists; all of them are in mistakes.csv."""
 
@@ -140,6 +142,10 @@ def sheet_within(images: Tensor, indices: Tensor, limit: int = MOST_BYTES) -> tu
     The images come in the order of their worth: the last are left out.
     """
     count = len(images)
+    if images[:1].numel() > _LARGE and count > COLUMNS:
+        # Photos take seconds to compress, so a few of them say first how many there is room for.
+        each = len(sheet(images[:COLUMNS])) / COLUMNS
+        count = min(count, int(limit / each))
     while len(uri := sheet(images[:count])) > limit and count:
         count = int(0.97 * count * limit / len(uri))
     return uri, indices[:count]

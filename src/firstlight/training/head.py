@@ -160,8 +160,8 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, strength: float
     """Return weight, fp32, K×D, and bias, fp32, K, that minimise cross-entropy + strength/2 · |weight|².
 
     features: fp32, N×D; the penalty is on weights of features that are centred and of a mean deviation of 1.
-    The minimum is unique up to a constant in the bias. At most 40 steps of L-BFGS approach it from zero: there
-    is no random number in it.
+    The minimum is unique up to a constant in the bias. At most 40 steps of L-BFGS approach it from
+    zero: there is no random number in it.
     """
     mean = features.mean(0)
     # One scale for all: a feature that hardly varies between images should not count as much as another.
