@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from tiny import random_images
 
 from firstlight.errors import InputError
 from firstlight.jobs.find_lr import find_lr
@@ -161,26 +162,28 @@ def filled(**fields: bool) -> EfficientNetLite:
         model = EfficientNetLite(4, pretrained=False, frozen=False, min_side=0, **fields)
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+                module.momentum = None  # the mean over all batches, here one
+        with torch.no_grad():
+            model.train()(torch.rand(8, 3, 64, 64))
     return model.eval()
 
 
 def test_a_folded_network_answers_as_the_network_does_and_leaves_it_as_it_was() -> None:
-    model, images = filled(), torch.rand(2, 3, 64, 64)
+    model, images = filled(), random_images(2, height=64, width=64) / 255
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fast = for_inference(model)
     assert fast is not model
     assert not [m for m in fast.body.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # type: ignore[union-attr]
     with torch.no_grad():
         torch.testing.assert_close(fast(images), model(images), rtol=1e-4, atol=1e-5)
+        assert float(model(images).std(0).mean()) > 1e-3  # the images matter to the answer
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert folded(torch.nn.Linear(2, 2)).weight.requires_grad is False
 
 
 def test_a_mirrored_network_gives_an_image_and_its_mirror_image_the_same_logits() -> None:
-    model, images = filled(mirrored=True), torch.rand(2, 3, 64, 64)
+    model, images = filled(mirrored=True), random_images(2, height=64, width=64) / 255
     with torch.no_grad():
         torch.testing.assert_close(model(images), model(images.flip(3)))
         assert not torch.allclose(filled()(images), filled()(images.flip(3)))
