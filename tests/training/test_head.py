@@ -79,7 +79,9 @@ def test_the_learning_curve_rises_and_its_last_point_is_the_cross_validated_accu
 
 
 def test_the_advice_follows_the_end_of_the_curve() -> None:
-    assert "would help again" in advice([Point(80, 0.6), Point(160, 0.75)])
+    assert "twice as many photos would likely help again, by up to 15 points" in advice(
+        [Point(80, 0.6), Point(160, 0.75)]
+    )
     assert "hardly help" in advice([Point(800, 0.9), Point(1600, 0.9)])
     assert "too few" in advice([Point(3, 0.5)])
 

@@ -81,7 +81,7 @@ class LogisticHead:
     flip: whether mirror images are learned from: on, off, or auto, which asks held-out training images.
     """
 
-    strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     folds: int = 5
     flip: str = "auto"
 
@@ -279,7 +279,8 @@ def advice(curve: Sequence[Point]) -> str:
     # Over one set of images, which many heads judge: a cautious error of the difference.
     error = math.sqrt(max(last.accuracy * (1 - last.accuracy), 0.0) / max(last.images * 1.25, 1))
     if gain > max(0.01, error):
-        return f"{what}: {factor:.0f} times as many photos would help again, by less than {gain:.0%}."
+        many = "twice" if round(factor) == 2 else f"{factor:.0f} times"
+        return f"{what}: {many} as many photos would likely help again, by up to {100 * gain:.0f} points."
     if gain > 0.005:
         return f"{what}: more photos would help little; whether at all, so few images cannot tell."
     return f"{what}: more photos of the same kind would hardly help."
