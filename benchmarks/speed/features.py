@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.features --record     # in an environment with efficientnet_lite_pytorch
 
-The package efficientnet-lite-pytorch is installed with --no-deps, beside the extra `transfer`. Both read the same
-published weights and the same batches of 224×224 images; features are the means of the last grid.
+The package efficientnet-lite-pytorch is installed with --no-deps, beside the extra `transfer`. Both read the
+same published weights and the same batches of 224×224 images; features are the means of the last grid.
 """
 
 from __future__ import annotations
