@@ -101,9 +101,9 @@ class TrainingSuspects:
             )
         known = tables.names(folder.read_text(SUSPECTS_TABLE)) if folder.has(SUSPECTS_TABLE) else {}
         written = _decoded(tensors.get("names"))
-        if len(written) != len(indices):  # written by an earlier version
-            written = [known.get(index, f"#{index}") for index in indices.tolist()]
-        names = written
+        if len(written) != len(indices):  # by an earlier version
+            written = [f"#{index}" for index in indices.tolist()]
+        names = [known.get(index, name) for index, name in zip(indices.tolist(), written, strict=True)]
         return cls(labels, rows, count, indices, scores, suggested, images, names)
 
 
