@@ -22,7 +22,8 @@ from firstlight.insight.evaluation import Views
 from firstlight.models import NETWORKS
 from firstlight.models.network import NetworkSpec
 from firstlight.models.own import OwnNetwork
-from firstlight.training import FINDERS, OPTIMIZERS, SCHEDULES
+from firstlight.training import FINDERS, HEADS, OPTIMIZERS, SCHEDULES
+from firstlight.training.head import LogisticHead
 from firstlight.training.lr_finder import Finder
 from firstlight.training.objective import Objective
 from firstlight.training.optimizers import SGD, OptimizerSpec
@@ -37,6 +38,7 @@ KINDS: dict[str, Sequence[type]] = {
     "schedule": SCHEDULES,
     "objective": (Objective,),
     "finder": FINDERS,
+    "head": HEADS,
 }
 """The built-in parts for each field of a recipe that holds parts; a name in a file means nothing else."""
 
@@ -72,6 +74,7 @@ class Recipe:
     schedule: the learning rate, step by step.
     objective: what a step minimises.
     finder: finds the rates that the schedule leaves open.
+    head: fits the last layer to the features of a frozen network; none trains by steps of the optimizer.
     batch_size: images in a step.
     epochs: how often every image is shown.
     sides: image sides of the first epochs, one for each (progressive resizing); later ones are whole.
@@ -92,6 +95,7 @@ class Recipe:
     schedule: Schedule = OneCycle()
     objective: Objective = Objective()
     finder: Finder = Race()
+    head: LogisticHead | None = None
     batch_size: int = 512
     epochs: int = 24
     sides: tuple[int, ...] = ()

@@ -29,6 +29,7 @@ from firstlight.insight.evaluation import Evaluation, Views, inference
 from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.machine.machine import choose
+from firstlight.models.network import for_inference
 from firstlight.page.page import Page, write_page
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
@@ -77,9 +78,11 @@ class Run(Record):
             images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
         if images.classes != self.data.classes or images.shape != self.data.shape:
             raise InputError("these images have other classes or another size than the run's")
+        if self.recipe.head is not None and precision == "auto":
+            precision = "fp32"  # as training judged it and as `predict` does: the same number to the image
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
-        model = machine.place(self.model)
+        model = machine.place(for_inference(self.model))
         misfit = "the network of this run does not fit its images"
         evaluation = attempted(lambda: evaluate_network(model, images, machine, views=views), misfit)
         self.model.cpu()
@@ -91,10 +94,10 @@ class Run(Record):
         if not files:
             raise InputError("no image was given")
         images = torch.stack([read_image(file, self.data.shape, self.fit) for file in files])
-        parts = self._normalised(images).split(250)
-        with inference(self.model):
+        model, parts = for_inference(self.model), self._normalised(images).split(250)
+        with inference(model):
             misfit = "the network of this run does not fit its images"
-            rows = attempted(lambda: torch.cat([self.model(part).softmax(1) for part in parts]), misfit)
+            rows = attempted(lambda: torch.cat([model(part).softmax(1) for part in parts]), misfit)
         classes = self.data.classes
         return [
             Prediction(file, {classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()})

@@ -238,7 +238,7 @@ def test_damaged_suspects_are_named_missing_ones_are_none_and_names_come_from_th
     table = f"index,name\n{first},<b>\nx,y\n-1,z\n{'9' * 9999},w\n{second}\n"
     folder.write(kept_suspects.SUSPECTS_TABLE, table)
     kept = Record(folder).suspects
-    assert kept is not None and kept.names[:2] == ["<b>", f"#{second}"]
+    assert kept is not None and kept.names[:2] == ["<b>", f"train/{second:05}"]
     folder.write(kept_suspects.SUSPECTS_TABLE, "index,name\n1," + "a" * 200_000)
     with pytest.raises(InputError, match="table is damaged"):
         _ = Record(folder).suspects
@@ -256,7 +256,10 @@ def test_damaged_suspects_are_named_missing_ones_are_none_and_names_come_from_th
         folder.write_tensors(kept_suspects.SUSPECTS, {**whole, name: value})
         with pytest.raises(InputError, match=kept_suspects.SUSPECTS):
             _ = Record(folder).suspects
-    for name in whole:
+    older = {key: whole[key] for key in whole if key != "names"}
+    folder.write_tensors(kept_suspects.SUSPECTS, older)
+    assert Record(folder).suspects.names[1] == f"#{second}"  # type: ignore[union-attr]
+    for name in older:
         folder.write_tensors(kept_suspects.SUSPECTS, {key: whole[key] for key in whole if key != name})
         with pytest.raises(InputError, match=name):
             _ = Record(folder).suspects

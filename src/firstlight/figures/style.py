@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import itertools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib.style
@@ -97,12 +99,20 @@ class Sheet(Figure):
 _P = ParamSpec("_P")
 
 
+@contextlib.contextmanager
+def _styled() -> Iterator[None]:
+    """Draw in the house style; a letter that matplotlib's font lacks is drawn as a box, without a warning."""
+    with warnings.catch_warnings(), matplotlib.style.context(["default", _STYLE]):
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
+        yield
+
+
 def in_one_look(draw: Callable[_P, Sheet]) -> Callable[_P, Sheet]:
     """Make a function draw in the house style, whatever settings of matplotlib the user has changed."""
 
     @functools.wraps(draw)
     def draw_styled(*args: _P.args, **options: _P.kwargs) -> Sheet:
-        with matplotlib.style.context(["default", _STYLE]):
+        with _styled():
             sheet = draw(*args, **options)
             sheet.draw_without_rendering()  # ticks are made when first drawn, in the style of that moment
         return sheet
@@ -113,7 +123,7 @@ def in_one_look(draw: Callable[_P, Sheet]) -> Callable[_P, Sheet]:
 def to_png(figure: Figure) -> bytes:
     """Return the figure as a PNG file."""
     file = io.BytesIO()
-    with matplotlib.style.context(["default", _STYLE]):
+    with _styled():
         # Without matplotlib's version in it, the same picture is the same file.
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return file.getvalue()

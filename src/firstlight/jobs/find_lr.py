@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from firstlight.errors import InputError
 from firstlight.jobs.job import Job
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
@@ -23,4 +24,6 @@ def find_lr(
 ) -> LRFinding:
     """Run the recipe's learning-rate finder, and write nothing."""
     recipe = resolve(recipe, data_dir=data_dir, epochs=epochs, seed=seed, **settings)
+    if recipe.head is not None:
+        raise InputError(f"{recipe.name} has no learning rate to find", "Its head is fitted, not trained.")
     return Job.prepare(recipe, None if data_dir is None else Path(data_dir), device, precision).find_rates()

@@ -17,6 +17,7 @@ from firstlight.jobs.judge import judge, kept_network, numbers, validated
 from firstlight.jobs.progress import Progress, result_lines, say, silent
 from firstlight.jobs.resume import begun_record, check_unchanged, pinned
 from firstlight.jobs.seeds import Seeds, train_seeds
+from firstlight.jobs.transfer import train_head
 from firstlight.machine.ranks import Ranks, is_follower, join, started
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
@@ -102,6 +103,10 @@ def _train(
     untrained = copy.deepcopy(job.model.state_dict()) if recipe.on_divergence == "halve" else {}
     run = ranks.together(lambda: Run(_folder(begun, recipe, place) if ranks.first else NoFolder()))
     with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
+        if recipe.head is not None:
+            if not ranks.alone:
+                raise InputError(f"{recipe.name} is fitted in one process", "Start it without torchrun.")
+            return train_head(job, run, start, log, quiet)
         state, steps = job.state(), recipe.epochs * len(job.batches)
         lines = ranks.together(lambda: run.restore(state, steps))
         share(state, ranks)

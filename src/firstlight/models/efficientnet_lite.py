@@ -6,6 +6,7 @@ Tan & Le 2019 (arXiv 1905.11946) without squeeze-and-excite and with ReLU6, as G
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from firstlight.errors import InputError
 from firstlight.models.blocks import Residual, check_sizes
+from firstlight.models.folding import folded
+from firstlight.models.inverted_bottleneck import ConvNorm, InvertedBottleneck
 from firstlight.models.renormalisation import Renormalisation
 from firstlight.models.weights import TakenWeights, read_weights, take_weights
 
@@ -66,6 +70,7 @@ class EfficientNetLiteSpec:
     frozen: whether the body stays as it is, batch norm's statistics included, so that the linear layer
         alone learns.
     min_side: pixels of the shorter side to which smaller images are enlarged; 0 enlarges none.
+    mirrored: whether features are the mean over the image and its mirror image, at twice the cost.
 
     The weights were trained on objects at 224×224, and recognise little in images much smaller than 96×96.
     A larger min_side tells classes apart better, at a cost that grows with its square.
@@ -76,6 +81,7 @@ class EfficientNetLiteSpec:
     pretrained: bool = True
     frozen: bool = True
     min_side: int = 96
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.min_side < 0:
@@ -158,9 +164,29 @@ class EfficientNetLite(nn.Module):
         self._require_weights()
         return self._features(images)
 
+    def features_of_view(self, images: Tensor) -> Tensor:
+        """Return the features of the images as they are, also where `mirrored` is asked for."""
+        self._require_weights()
+        return self._features_of_view(images)
+
     def _features(self, images: Tensor) -> Tensor:
+        if not self.spec.mirrored:
+            return self._features_of_view(images)
+        # The image comes last: Grad-CAM looks at the grid of the last call.
+        other = self._features_of_view(images.flip(3))
+        return (other + self._features_of_view(images)) / 2
+
+    def _features_of_view(self, images: Tensor) -> Tensor:
         x = enlarged(self.input(images), self.spec.min_side)
-        return self.pool(self.body(x)).flatten(1)  # type: ignore[no-any-return]
+        grid = self.body(x.to(self.body.stem.conv.weight.dtype))  # type: ignore[union-attr,arg-type]
+        return self.pool(grid.float()).flatten(1)  # type: ignore[no-any-return]
+
+    def folded(self, dtype: torch.dtype = torch.float32) -> EfficientNetLite:
+        """Return a copy for inference, its batch norms folded and its body in `dtype`; features stay fp32."""
+        network = copy.copy(self)
+        network._modules = dict(self._modules)
+        network._modules["body"] = folded(self.body, dtype)
+        return network
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
@@ -203,65 +229,6 @@ class Body(nn.Sequential):
         return super().train(mode and not self.frozen)
 
 
-class SamePadding(nn.Module):
-    """Zeros around N×C×H×W images as TensorFlow's "same" padding lays them, for a kernel of odd size.
-
-    So that a convolution of this stride gives ⌈H/stride⌉ rows. An odd number of zeros has one more at the
-    bottom and at the right: at stride 2 and an even H that differs from torch's padding.
-    """
-
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        (top, bottom), (left, right) = (self._zeros(size) for size in x.shape[-2:])
-        return F.pad(x, (left, right, top, bottom))
-
-    def _zeros(self, size: int) -> tuple[int, int]:
-        zeros = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
-        return zeros // 2, zeros - zeros // 2
-
-
-class ConvNorm(nn.Sequential):
-    """Convolution with TensorFlow's "same" padding → batch norm (ε 1e-3) → ReLU6, if `active`."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        active: bool = True,
-    ) -> None:
-        layers = OrderedDict[str, nn.Module]()
-        if stride > 1:
-            layers["pad"] = SamePadding(kernel, stride)
-        padding = 0 if stride > 1 else kernel // 2
-        layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-        layers["norm"] = nn.BatchNorm2d(outputs, eps=1e-3)
-        if active:
-            layers["relu6"] = nn.ReLU6()
-        super().__init__(layers)
-
-
-class InvertedBottleneck(nn.Sequential):
-    """1×1 convolution to more channels → depthwise convolution → 1×1 convolution to few, without activation.
-
-    Sandler et al. 2018 (MobileNetV2, arXiv 1801.04381), section 3. An expansion of 1 leaves out the first.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        wide = expansion * inputs
-        layers = OrderedDict[str, nn.Module]()
-        if expansion > 1:
-            layers["expand"] = ConvNorm(inputs, wide)
-        layers["depthwise"] = ConvNorm(wide, wide, kernel, stride, groups=wide)
-        layers["project"] = ConvNorm(wide, outputs, active=False)
-        super().__init__(layers)
-
-
 def _body(frozen: bool) -> Body:
     layers = OrderedDict[str, nn.Module](stem=ConvNorm(3, 32, 3, stride=2))
     inputs = 32
@@ -272,6 +239,14 @@ def _body(frozen: bool) -> Body:
         inputs = outputs
     layers["top"] = ConvNorm(inputs, FEATURES)
     return Body(layers, frozen=frozen)
+
+
+def weights_installed() -> bool:
+    """Whether the package with the published weights is there."""
+    try:
+        return weights_file().is_file()
+    except InputError:
+        return False
 
 
 def weights_file() -> Path:

@@ -27,11 +27,13 @@ from firstlight.page.sentences import sentences
 from firstlight.recipe import Recipe
 from firstlight.recipes import command
 from firstlight.recipes.assignment import Line, checklist
+from firstlight.record.head import HeadFacts, read_head
 from firstlight.record.recipe_file import has_unknown_parts
 from firstlight.record.record import REPORT, Record
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
 from firstlight.record.values import attempted
+from firstlight.training.head import advice
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -73,6 +75,7 @@ class PageData:
     answers: Answers | None
     heat: dict[str, Any] | None
     training_suspects: TrainingSuspects | None
+    head: HeadFacts | None
     film: list[Step]
     checklist: list[Line]
     gaps: Mapping[str, str]
@@ -109,6 +112,7 @@ class PageData:
             answers=answers,
             heat=section("heat", lambda: payload.heat(record, answers), None),
             training_suspects=section("suspects", lambda: record.suspects, None),
+            head=section("head", lambda: read_head(record.folder), None),
             film=section("film", lambda: payload.film(record), []),
             checklist=section("assignment", lines, []),
             gaps=gaps,
@@ -116,7 +120,11 @@ class PageData:
 
     def sentences(self) -> list[str]:
         """Return what is confused, whether the confidence can be trusted, and what to try next."""
-        return sentences(self.answers.evaluation, self.history, self.recipe) if self.answers else []
+        if not self.answers:
+            return []
+        suspects = self.training_suspects
+        errors = 0 if suspects is None else suspects.count
+        return sentences(self.answers.evaluation, self.history, self.recipe, self.head, errors)
 
     def settings(self) -> dict[str, Any]:
         """Return the recipe by field; a rate that it leaves open is the one that was found."""
@@ -192,6 +200,7 @@ def _templates() -> Environment:
     )
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     templates.globals.update(asset=_asset, zip=zip, shown_suspects=payload.shown_suspects)
+    templates.globals.update(curve_points=payload.curve_points, advice=advice)
     templates.filters.update(
         percent=_known("{:.2%}".format, "not measured"),
         duration=_known(duration, "not measured"),

@@ -23,6 +23,7 @@ from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.suspects import suspects
 from firstlight.record.record import KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
+from firstlight.training.head import Point
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
 
@@ -30,6 +31,8 @@ COLUMNS = 40
 """Tiles side by side in a sheet."""
 MOST_BYTES = 6_500_000
 """Characters of a page's sheet of images; with the rest it stays below 8 MB, which can be mailed."""
+_LARGE = 3 * 64 * 64
+"""Pixel values of an image above which it is large."""
 MOST_LISTED = 5000
 """Mistakes that the page lists; all of them are in mistakes.csv."""
 
@@ -140,6 +143,10 @@ def sheet_within(images: Tensor, indices: Tensor, limit: int = MOST_BYTES) -> tu
     The images come in the order of their worth: the last are left out.
     """
     count = len(images)
+    if images[:1].numel() > _LARGE and count > COLUMNS:
+        # Photos take seconds to compress, so a few of them say first how many there is room for.
+        each = len(sheet(images[:COLUMNS])) / COLUMNS
+        count = min(count, int(limit / each))
     while len(uri := sheet(images[:count])) > limit and count:
         count = int(0.97 * count * limit / len(uri))
     return uri, indices[:count]
@@ -191,6 +198,21 @@ def curves(history: History, schedule: Callable[[int], float] | None) -> dict[st
     steps = np.unique(np.linspace(0, last.step - 1, min(last.step, 241)).round().astype(int)).tolist()
     places = [round((step + 1) * last.epoch / last.step, 3) for step in steps]
     return {"epochs": epochs, "series": series, "rates": {"x": places, "y": list(map(schedule, steps))}}
+
+
+def curve_points(curve: Sequence[Point], width: int, height: int) -> list[tuple[float, float]]:
+    """Return the places of a learning curve's points in a picture: images on a logarithmic scale.
+
+    The accuracies fill the height from 0 at the bottom to 1 at the top.
+    """
+    first, last = math.log(max(curve[0].images, 1)), math.log(max(curve[-1].images, 1))
+    return [
+        (
+            round(width * (math.log(max(each.images, 1)) - first) / max(last - first, 1e-9), 1),
+            round(height * (1 - each.accuracy), 1),
+        )
+        for each in curve
+    ]
 
 
 def finder(finding: LRFinding) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from firstlight.insight.evaluation import Evaluation
 from firstlight.recipe import Recipe
+from firstlight.record.head import HeadFacts
+from firstlight.training.head import advice
 from firstlight.training.history import History
 
 _OVERFIT, _UNDERFIT = 0.04, 0.015
@@ -12,8 +14,20 @@ _CALIBRATED = 0.02
 """Below it, confidence less accuracy on average, and the expected calibration error, are small."""
 
 
-def sentences(evaluation: Evaluation, history: History, recipe: Recipe) -> list[str]:
-    """Return what is confused, whether the confidence can be trusted, and what to try next."""
+def sentences(
+    evaluation: Evaluation,
+    history: History,
+    recipe: Recipe,
+    head: HeadFacts | None = None,
+    label_errors: int = 0,
+) -> list[str]:
+    """Return what is confused, whether the confidence can be trusted, and what to try next.
+
+    head: of a run of frozen features, with the estimated number of label errors in its training set.
+    """
+    if head is not None:
+        last = _next_steps(evaluation, head, label_errors)
+        return [_confusion(evaluation), _confidence(evaluation), last]
     return [_confusion(evaluation), _confidence(evaluation), _advice(evaluation, history, recipe)]
 
 
@@ -64,3 +78,20 @@ def _advice(evaluation: Evaluation, history: History, recipe: Recipe) -> str:
     if trained - evaluation.accuracy < _UNDERFIT:
         return f"{both}: underfitting. Try more epochs (--epochs {2 * recipe.epochs}) or a wider network."
     return f"{both}: a healthy gap. Check the label errors below before you train longer."
+
+
+def _next_steps(evaluation: Evaluation, head: HeadFacts, label_errors: int) -> str:
+    """Return what to do next, in three sentences: labels, photos, and the pair to photograph."""
+    labels = (
+        f"Look first at the {label_errors:,} training labels below that are likely wrong."
+        if label_errors
+        else "No training label is likely wrong; look at the most doubtful ones below all the same."
+    )
+    pairs = evaluation.top_pairs(1)
+    pair = (
+        f"The pair that gains most is {evaluation.classes[pairs[0].true]} and "
+        f"{evaluation.classes[pairs[0].predicted]}: add photos that show what tells them apart."
+        if pairs
+        else "No pair of classes is confused: add harder photos to the test."
+    )
+    return f"{labels} {advice(head.curve)} {pair}"

@@ -19,6 +19,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10.assignment_plus": cifar10.assignment_plus,
     "cifar10.fast": cifar10.fast,
     folder.SCRATCH: folder.scratch,
+    folder.TRANSFER: folder.transfer,
     "shapes.demo": shapes.demo,
 }
 
@@ -46,7 +47,7 @@ def resolve(
     log: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> Recipe:
-    """Return a recipe by name or value, with changes; a folder of pictures gives `folder.scratch`.
+    """Return a recipe by name or value, with changes; a folder of pictures gives one that suits it.
 
     data_dir: where the data lies; only a recipe that follows the number of images looks there.
     epochs: shrinks or stretches the schedule in proportion. text: settings as a shell gives them; the other

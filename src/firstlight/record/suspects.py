@@ -52,6 +52,7 @@ class TrainingSuspects:
             "scores": ranking.scores[kept],
             "suggested": ranking.suggested[kept],
             "images": images.images[kept],
+            "names": _encoded([images.names[index] for index in kept.tolist()]),
         }
         folder.write_tensors(SUSPECTS, tensors)
         try:
@@ -75,7 +76,7 @@ class TrainingSuspects:
     def read(cls, folder: RunFolder, data: DataFacts) -> Self | None:
         """Return what `write` wrote, None where there is nothing; InputError where it does not fit the data.
 
-        Only images in the table have their names; the others are named by their index.
+        In a folder of an earlier version images outside the table are named by their index.
         """
         if not folder.has(SUSPECTS):
             return None
@@ -97,5 +98,20 @@ class TrainingSuspects:
         bounds = 0, len(labels)
         count = int(check_tensor(tensors.get("count"), f"{where}: count", whole, (), bounds))
         known = tables.names(folder.read_text(SUSPECTS_TABLE)) if folder.has(SUSPECTS_TABLE) else {}
-        names = [known.get(index, f"#{index}") for index in indices.tolist()]
+        written = _decoded(tensors.get("names"))
+        if len(written) != len(indices):  # by an earlier version
+            written = [f"#{index}" for index in indices.tolist()]
+        names = [known.get(index, name) for index, name in zip(indices.tolist(), written, strict=True)]
         return cls(labels, rows.float(), count, indices, scores.float(), suggested, images, names)
+
+
+def _encoded(names: Sequence[str]) -> Tensor:
+    """Return names as bytes, uint8, each ended by a zero."""
+    text = "".join(f"{name}\0" for name in names).encode(errors="surrogateescape")
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+def _decoded(names: Tensor | None) -> list[str]:
+    """Return what `_encoded` wrote; nothing where there is nothing."""
+    text = b"" if names is None else bytes(names.to(torch.uint8).flatten().tolist())
+    return text.decode(errors="replace").split("\0")[:-1]

@@ -21,6 +21,7 @@ from firstlight.data.images import DataFacts
 from firstlight.errors import InputError, nearest, printable
 from firstlight.insight.evaluation import inference
 from firstlight.insight.gradcam import gradcam
+from firstlight.models.network import for_inference
 from firstlight.record.record import Record
 
 PREVIEW_SIDE = 960
@@ -52,6 +53,7 @@ class Network:
         self.record, self.fit = record, fit
         self.data: DataFacts = record.data
         self.model: nn.Module = record.model
+        self._fast = for_inference(self.model)  # which `predict` asks, too
 
     @property
     def name(self) -> str:
@@ -69,8 +71,8 @@ class Network:
         _, height, width = self.data.shape
         picture = read_upright(io.BytesIO(data), question.name, max(height, width))
         images = normalise(pixels_of(picture, self.data.shape, self.fit)[None], self.data.mean, self.data.std)
-        with inference(self.model):
-            row = self.model(images).softmax(1)[0]
+        with inference(self._fast):
+            row = self._fast(images).softmax(1)[0]
         order = row.argsort(descending=True).tolist()
         classes = self.data.classes
         answer: dict[str, Any] = {

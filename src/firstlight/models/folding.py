@@ -1,0 +1,30 @@
+"""Batch norm folded into the convolutions before it: a copy of a network for inference that is faster."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def folded(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a copy, in evaluation mode, without the batch norms that directly follow a convolution.
+
+    Convolution and batch norm of fixed statistics are one affine map. Only pairs that stand side by side in
+    a `Sequential` are folded, in fp32; the copy is then converted to `dtype`, channels-last. ReLU6 works in
+    place.
+    """
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    for part in [each for each in module.modules() if isinstance(each, nn.Sequential)]:
+        for name, after in itertools.pairwise(list(part._modules)):
+            layer, norm = part._modules[name], part._modules[after]
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(part, name, fuse_conv_bn_eval(layer, norm))
+                setattr(part, after, nn.Identity())
+            elif isinstance(norm, nn.ReLU6):
+                setattr(part, after, nn.ReLU6(inplace=True))
+    # The stubs of `Module.to` know no memory format beside a type.
+    return module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
