@@ -108,9 +108,9 @@ def test_ranks_end_where_one_process_ends(count: int, sharpness: float, tmp_path
     finish(count, tmp_path / "log", twenty_steps, tmp_path / "out", sharpness, "synchronised")
     several = torch.load(tmp_path / "out", weights_only=True)
     for name, value in one["weights"].items():
-        # A running variance is far above 1, so its last bits are larger.
-        relative = 1e-5 if name.endswith("running_var") else 0.0
-        torch.testing.assert_close(several["weights"][name], value, rtol=relative, atol=1e-5, msg=name)
+        # A variance is of activations, which add up the differences of many weights.
+        most = 3e-5 if name.endswith("running_var") else 1e-5
+        assert float((several["weights"][name] - value).abs().max()) <= most, name
     assert several["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert several["accuracies"] == one["accuracies"]
     # The networks differ in their last bits, so their answers may where two classes are nearly as probable.
