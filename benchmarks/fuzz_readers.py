@@ -1,4 +1,6 @@
-"""Feed one reader of files with changed inputs, in this process: `python -m benchmarks.fuzz_readers NAME …`.
+"""Feed one reader of files with changed inputs, in this process.
+
+    python -m benchmarks.fuzz_readers NAME SECONDS FINDINGS
 
 Each reader takes bytes and has to return, or raise InputError; anything else is a finding. With atheris
 (libFuzzer) what the package's code has covered guides the changes; without it inputs are changed at random.
@@ -7,6 +9,7 @@ Each reader takes bytes and has to return, or raise InputError; anything else is
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import importlib
@@ -220,5 +223,14 @@ def _at_random(once: Reader, seeds: list[bytes], seconds: float, findings: Path,
     return count
 
 
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("name", choices=NAMES, help="the reader")
+    options.add_argument("seconds", type=float)
+    options.add_argument("findings", type=Path, help="folder for inputs that failed")
+    arguments = options.parse_args()
+    fuzz(arguments.name, arguments.seconds, arguments.findings)
+
+
 if __name__ == "__main__":
-    fuzz(sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]))
+    main()

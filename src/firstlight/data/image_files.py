@@ -65,19 +65,24 @@ def read_image(path: Path, shape: tuple[int, int, int], fit: str = "crop") -> Te
     the rest with white, "stretch" takes the whole picture and changes its aspect.
     Raises InputError, naming the file, where it is no readable picture.
     """
+    _check(shape, fit)
     return pixels_of(open_upright(path, max(shape[1:])), shape, fit)
 
 
 def pixels_of(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> Tensor:
     """Return an upright picture as uint8 C×H×W; `read_image` reads it with least_side = max(H, W)."""
+    _check(shape, fit)
     channels, height, width = shape
-    if fit not in FITS:
-        raise InputError(f"fit is {fit!r}", f"Choose one of {', '.join(FITS)}.")
-    if channels not in (1, 3):
-        raise InputError(f"image files are read as 1 or 3 channels, not {channels}")
     picture = picture.convert("L" if channels == 1 else "RGB")
     pixels = torch.from_numpy(np.array(_fitted(picture, (width, height), fit)))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _check(shape: tuple[int, int, int], fit: str) -> None:
+    if fit not in FITS:
+        raise InputError(f"fit is {fit!r}", f"Choose one of {', '.join(FITS)}.")
+    if shape[0] not in (1, 3):
+        raise InputError(f"image files are read as 1 or 3 channels, not {shape[0]}")
 
 
 def _fitted(picture: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -104,13 +105,19 @@ class SpatialTransformer(nn.Module):
         """Return the affine map of each image, N×2×3, fp32."""
         values = self.localisation(images)
         # bf16 has 8 bits: at the border of a 32×32 image, a place would be rounded to an eighth of a pixel.
-        with torch.autocast(images.device.type, enabled=False):
+        with _in_fp32(images):
             change: Tensor = self.affine(values.float()).view(-1, 2, 3)
             return self.start + DAMPING * change
 
     def forward(self, images: Tensor) -> Tensor:
         theta = self.theta(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with _in_fp32(images):
             grid = F.affine_grid(theta, list(images.shape), align_corners=False)
             sampled = F.grid_sample(images.float(), grid, align_corners=False)
         return sampled.to(images.dtype, memory_format=torch.channels_last)
+
+
+def _in_fp32(images: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Return a context without autocast; the device "meta", which has no values, knows none."""
+    device = images.device.type
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
