@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections import defaultdict
@@ -94,7 +95,9 @@ def yardsticks(tables: Tables) -> dict[str, Row]:
 
 def short(hardware: str) -> str:
     """Return a GPU's name without its maker and its memory, a CPU's without its cores."""
-    hardware = hardware.split(",")[0].replace("(R)", "").removesuffix(" Processor")
+    hardware = hardware.split(",")[0].replace("(R)", "").replace(" Processor", "")
     words = hardware.removeprefix("NVIDIA ").split()
-    numbered = [index for index, word in enumerate(words) if any(sign.isdigit() for sign in word)]
+    # What stands in parentheses is the micro-architecture.
+    plain = list(itertools.takewhile(lambda word: not word.startswith("("), words))
+    numbered = [index for index, word in enumerate(plain) if any(sign.isdigit() for sign in word)]
     return " ".join(words[: numbered[0] + 1] if numbered else words)

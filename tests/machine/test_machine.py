@@ -26,7 +26,7 @@ from firstlight.machine.kernels.library import load
 from firstlight.machine.limits import usable_cores
 from firstlight.machine.machine import choose, operations_on
 from firstlight.machine.memory import tune_allocator
-from firstlight.machine.processor import hardware_name
+from firstlight.machine.processor import hardware_name, microarchitecture
 from firstlight.machine.streams import seeded, stream
 
 
@@ -207,3 +207,21 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 def test_hardware_has_a_name_and_cores() -> None:
     assert usable_cores() >= 1
     assert f"{usable_cores()} cores" in hardware_name(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", "25", "17", "Zen 4"),
+        ("AuthenticAMD", "26", "2", "Zen 5"),
+        ("AuthenticAMD", "25", "1", "Zen 3"),
+        ("AuthenticAMD", "23", "49", "Zen 2"),
+        ("GenuineIntel", "6", "207", "Emerald Rapids"),
+        ("GenuineIntel", "6", "1", "family 6, model 1"),
+        ("Somebody", "9", "3", "family 9, model 3"),
+        ("AuthenticAMD", "", "17", ""),
+    ],
+)
+def test_chips_of_one_name_are_told_apart(vendor: str, family: str, model: str, name: str) -> None:
+    facts = {"vendor_id": vendor, "cpu family": family, "model": model, "model name": "AMD EPYC"}
+    assert microarchitecture(facts) == name
