@@ -1,11 +1,11 @@
-"""What gpu.py measured: beside airbench, and the assignment with its rates found by a race."""
+"""What gpu.py and older_chips.py measured: other machines than those with AVX-512 BF16."""
 
 from __future__ import annotations
 
 import statistics
 
 from benchmarks.measure import Row
-from benchmarks.publish.rows import Tables, mean
+from benchmarks.publish.rows import Tables, mean, table
 from firstlight.insight.intervals import Spread
 
 
@@ -54,3 +54,14 @@ def raced(tables: Tables) -> str:
         f"`{given[0]['settings']}` it ends at {mean(given, 'test_accuracy'):.2%} "
         f"({mean(given, 'test_accuracy_tta'):.2%}): a difference of {gain:+.2f} points."
     )
+
+
+def older_chips(tables: Tables) -> str:
+    """Write how fast the assignment's step is in fp32 under limits of the instructions, beside torch's."""
+    newest = {(row["isa"], row["hardware"], row["threads"]): row for row in tables["older_chips"]}
+    lines = [
+        f"{row['isa']} | {row['hardware']}, {row['threads']} threads | {row['images_per_second']} "
+        f"| {row['baseline_images_per_second']} | **{row['ratio']} ×**"
+        for row in newest.values()
+    ]
+    return table("limited to | on | images/s | torch's own, images/s | ratio", lines)
