@@ -11,10 +11,10 @@ import click
 from firstlight import __version__
 from firstlight.cli.inspection import doctor, recipes
 from firstlight.cli.runs import compare, evaluate, predict, report
-from firstlight.cli.training import find_lr, suspects, train
+from firstlight.cli.training import find_lr, suspects, sweep, train
 from firstlight.errors import InputError, RunFailed, nearest
 
-VERBS = (train, find_lr, evaluate, predict, report, compare, suspects, recipes, doctor)
+VERBS = (train, sweep, find_lr, evaluate, predict, report, compare, suspects, recipes, doctor)
 
 
 class Verbs(click.Group):

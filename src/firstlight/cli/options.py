@@ -53,10 +53,16 @@ def recipe_of(name: str, epochs: int | None, seed: int | None, pairs: Sequence[s
     """Return the recipe that the words of a shell ask for; `--set` pairs are text."""
     from firstlight.recipes import resolve
 
-    text = {}
+    text = dict(pairs_of(pairs))
+    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=click.echo)
+
+
+def pairs_of(pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """Split each KEY=VALUE of `--set`."""
+    split = []
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise InputError(f"--set takes KEY=VALUE, not {pair!r}", "For example: --set peak_lr=0.4")
-        text[key.strip()] = value.strip()
-    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=click.echo)
+        split.append((key.strip(), value.strip()))
+    return split

@@ -1,4 +1,4 @@
-"""The verbs that train: train, find-lr, suspects."""
+"""The verbs that train: train, sweep, find-lr, suspects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from firstlight.cli.options import on_data, on_machine, on_out, on_recipe, recipe_of, the_run
+from firstlight.cli.options import on_data, on_machine, on_out, on_recipe, pairs_of, recipe_of, the_run
+from firstlight.errors import InputError
 
 
 @click.command()
@@ -48,6 +49,30 @@ def train(
 
     chosen = recipe_of(recipe, epochs, seed, settings, options["data_dir"])
     train(chosen, resume="auto" if resume else False, **options)
+
+
+@click.command()
+@click.argument("recipe")
+@on_recipe
+@click.option(
+    "--seeds", type=int, default=1, show_default=True, metavar="N", help="Seeds of each setting, from --seed on."
+)
+@on_out
+def sweep(recipe: str, settings: Sequence[str], **options: Any) -> None:
+    """Train a grid of settings under several seeds, one run after the other.
+
+    Values are separated by commas: --set peak_lr=0.2,0.4; one that holds commas itself stands in brackets:
+    --set sides=(24,32),(16,32). The best setting is chosen by validation, never by test. The same command
+    finishes what is missing.
+    """
+    from firstlight.jobs.sweep import split_values, sweep
+
+    axes: dict[str, list[str]] = {}
+    for key, value in pairs_of(settings):
+        if key in axes:
+            raise InputError(f"--set {key} is given twice", f"Separate its values by commas: {key}=A,B")
+        axes[key] = split_values(value)
+    sweep(recipe, axes, **options)
 
 
 @click.command("find-lr")
