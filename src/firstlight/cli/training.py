@@ -55,7 +55,12 @@ def train(
 @click.argument("recipe")
 @on_recipe
 @click.option(
-    "--seeds", type=int, default=1, show_default=True, metavar="N", help="Seeds of each setting, from --seed on."
+    "--seeds",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Seeds of each setting, from --seed on.",
 )
 @on_out
 def sweep(recipe: str, settings: Sequence[str], **options: Any) -> None:

@@ -95,7 +95,9 @@ def split_values(text: str) -> list[str]:
             parts.append(text[start:place])
             start = place + 1
     values = [part.strip() for part in [*parts, text[start:]]]
-    values = [value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value for value in values]
+    values = [
+        value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value for value in values
+    ]
     if depth or not all(values):
         what = "a bracket without its partner" if depth else "an empty value"
         raise InputError(f"{text!r} has {what}", "For example: peak_lr=0.2,0.4 or sides=(24,32),(16,32)")
@@ -131,6 +133,13 @@ def sweep(
     given = {"data_dir": data_dir, "epochs": epochs, "seed": seed}
     chosen = [resolve(recipe, text=values, **given) for values in grid]  # a bad one stops it before a folder
     base = resolve(recipe, **given)
+    if "seed" in axes:
+        raise InputError(
+            "seed is no setting of a sweep", "Use --seed for the first and --seeds for how many."
+        )
+    if len(grid) > 1 and not all(one.validation for one in chosen):
+        message = "no validation images to choose a setting by; the test set chooses nothing"
+        raise InputError(message, "Set validation=1000, say.")
     header = {
         "recipe": base.to_json(),
         "settings": {key: list(values) for key, values in axes.items()},
@@ -151,7 +160,13 @@ def sweep(
             try:
                 cells.append(_trained(one, cell, folder.path, data_dir, quiet, log, options))
             except KeyboardInterrupt:
-                log(f"{len(cells)} of {len(planned)} cells are done; the same command goes on in {folder.path}")
+                log(
+                    f"{len(cells)} of {len(planned)} cells are done; the same command goes on in {folder.path}"
+                )
+                raise
+            except InputError:
+                if not any(folder.path.glob("setting-*")):
+                    folder.remove(".")  # nothing was trained, so nothing is worth keeping
                 raise
             _write(folder, header, cells, finished=number == len(planned))
     result = Sweep(folder.path, tuple(cells))
@@ -173,6 +188,8 @@ def _trained(
     try:
         run = train(seeded, data_dir=data_dir, out=out, resume="auto", quiet=quiet, **options)
     except (InputError, RunFailed) as error:
+        if isinstance(error, InputError) and not any(path.glob("setting-*")):
+            raise  # such as data that is missing: every cell would say the same
         log(f"failed: {error.message}")
         return dataclasses.replace(cell, failed=error.message)
     summary = run.summary
