@@ -160,9 +160,7 @@ def sweep(
             try:
                 cells.append(_trained(one, cell, folder.path, data_dir, quiet, log, options))
             except KeyboardInterrupt:
-                log(
-                    f"{len(cells)} of {len(planned)} cells are done; the same command goes on in {folder.path}"
-                )
+                log(f"{len(cells)} of {len(planned)} cells are done; the same command goes on: {folder.path}")
                 raise
             except InputError:
                 if not any(folder.path.glob("setting-*")):
