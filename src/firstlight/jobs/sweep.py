@@ -130,7 +130,7 @@ def sweep(
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise InputError(f"seeds takes a whole number of at least 1, not {seeds!r}", "For example: --seeds 5")
     grid = [dict(zip(axes, row, strict=True)) for row in itertools.product(*axes.values())]
-    given = {"data_dir": data_dir, "epochs": epochs, "seed": seed}
+    given: dict[str, Any] = {"data_dir": data_dir, "epochs": epochs, "seed": seed}
     chosen = [resolve(recipe, text=values, **given) for values in grid]  # a bad one stops it before a folder
     base = resolve(recipe, **given)
     if "seed" in axes:
