@@ -29,7 +29,7 @@ _ROOMS = {
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.run",
     "Seeds": "firstlight.jobs.seeds",
-    "Sweep": "firstlight.jobs.sweep",
+    "Sweep": "firstlight.record.sweep",
     "InputError": "firstlight.errors",
     "RunFailed": "firstlight.errors",
     "Diverged": "firstlight.errors",

@@ -10,8 +10,10 @@ import pytest
 
 import firstlight
 from firstlight.errors import InputError
-from firstlight.jobs.sweep import SWEEP, Cell, Sweep, split_values, sweep
+from firstlight.jobs.grid import grid, split_values
+from firstlight.jobs.sweep import sweep
 from firstlight.record import record
+from firstlight.record.sweep import SWEEP, Cell, Sweep
 from firstlight.run import Run
 
 FIXED = {
@@ -31,9 +33,11 @@ def test_commas_separate_values_and_brackets_hold_a_tuple() -> None:
     assert split_values("0.2, 0.4") == ["0.2", "0.4"]
     assert split_values("(24,32),(16,32)") == ["24,32", "16,32"]
     assert split_values("crop(4,2),flip") == ["crop(4,2)", "flip"]
-    for text, message in (("(24,32", "bracket"), ("24)", "bracket"), ("1,,2", "empty"), ("1,1", "twice")):
+    for text, message in (("(24,32", "bracket"), ("24)", "bracket"), ("1,,2", "empty")):
         with pytest.raises(InputError, match=message):
             split_values(text)
+    with pytest.raises(InputError, match="names the value 1 twice"):
+        grid({"peak_lr": ["1", "1"]}, None, 0)
 
 
 def test_each_cell_is_a_run_and_one_that_diverges_is_a_row_with_its_reason() -> None:

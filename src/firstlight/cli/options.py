@@ -46,6 +46,21 @@ on_recipe = all_of(
 on_out = click.option(
     "--out", type=click.Path(path_type=Path), metavar="RUN", help="Run folder to make; must not exist yet."
 )
+on_determinism = click.option(
+    "--determinism",
+    default="draws",
+    show_default=True,
+    metavar="LEVEL",
+    help="draws: same order and augmentation everywhere; bits: same arithmetic too.",
+)
+on_checkpoints = click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    metavar="N",
+    help="Checkpoint interval within an epoch; there is always one at its end.",
+)
 the_run = click.argument("run", type=click.Path(path_type=Path))
 
 

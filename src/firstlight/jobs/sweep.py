@@ -2,108 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from firstlight.errors import InputError, RunFailed
-from firstlight.insight.intervals import Spread
+import torch
+
+from firstlight.errors import InputError
+from firstlight.jobs.cells import (
+    CellsRecord,
+    Engine,
+    Log,
+    Plan,
+    one_after_another,
+    seeds_from,
+    stops_explained,
+)
+from firstlight.jobs.cluster import OnRay
+from firstlight.jobs.failures import terminable
+from firstlight.jobs.grid import Axes, grid
+from firstlight.jobs.job import Job
 from firstlight.jobs.progress import say, silent
+from firstlight.jobs.resume import pinned
 from firstlight.jobs.train import train
+from firstlight.page.sweep_page import write_sweep_page
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
 from firstlight.record.run_folder import ROOT, RunFolder
-
-SWEEP = "sweep.json"
-"""In the outer folder: which settings and seeds were asked for, and what came out of each so far."""
-
-Axes = Mapping[str, Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting under one seed. Accuracies are fractions; failed: why it came to no end, or empty."""
-
-    values: Mapping[str, str]
-    seed: int
-    folder: str
-    validation_accuracy: float | None = None
-    test_accuracy: float | None = None
-    failed: str = ""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What came out of all cells, in the order of the grid; the seeds of a setting lie side by side."""
-
-    path: Path
-    cells: tuple[Cell, ...]
-
-    def settings(self) -> list[tuple[Cell, ...]]:
-        """Return the cells of each setting."""
-        groups = itertools.groupby(self.cells, key=lambda cell: tuple(cell.values.items()))
-        return [tuple(cells) for _, cells in groups]
-
-    @property
-    def best(self) -> Mapping[str, str] | None:
-        """The setting with the highest mean validation accuracy, of those whose every seed was validated."""
-        means = [(spread.mean, cells[0].values) for cells in self.settings() if (spread := _spread(cells))]
-        return max(means, key=lambda pair: pair[0])[1] if means else None
-
-    def __str__(self) -> str:
-        """Say one line a setting, then which is best."""
-        lines = []
-        for cells in self.settings():
-            spread, failed = _spread(cells), [cell for cell in cells if cell.failed]
-            if failed:
-                text = f"{len(failed)} of {len(cells)} failed: {failed[0].failed}"
-            elif spread is None:
-                text = "no validation accuracy"
-            else:
-                text = f"validation accuracy {spread.mean:.2%}"
-                if spread.interval is not None:
-                    low, high = spread.interval
-                    text += f", 95 % interval {max(0.0, low):.2%} to {min(1.0, high):.2%} over seeds"
-            lines.append(f"{words(cells[0].values)}: {text}")
-        none = "none: no setting was validated under every seed"
-        lines.append(f"best by validation: {none if self.best is None else words(self.best)}")
-        return "\n".join(lines)
-
-
-def _spread(cells: Sequence[Cell]) -> Spread | None:
-    values = [cell.validation_accuracy for cell in cells if not cell.failed]
-    known = tuple(value for value in values if value is not None)
-    return Spread(known) if len(known) == len(cells) else None
-
-
-def words(values: Mapping[str, str]) -> str:
-    """Write a setting as a shell takes it."""
-    return " ".join(f"{key}={value}" for key, value in values.items()) or "as the recipe is"
-
-
-def split_values(text: str) -> list[str]:
-    """Split at commas outside brackets; brackets around a whole value hold a tuple: (24,32),(16,32)."""
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
-        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(letter, 0)
-        if depth < 0:
-            break
-        if letter == "," and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-    values = [part.strip() for part in [*parts, text[start:]]]
-    values = [
-        value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value for value in values
-    ]
-    if depth or not all(values):
-        what = "a bracket without its partner" if depth else "an empty value"
-        raise InputError(f"{text!r} has {what}", "For example: peak_lr=0.2,0.4 or sides=(24,32),(16,32)")
-    if len({*values}) < len(values):
-        raise InputError(f"{text!r} names a value twice")
-    return values
+from firstlight.record.sweep import SWEEP, Cell, Sweep, words
+from firstlight.run import Run
 
 
 def sweep(
@@ -111,108 +41,182 @@ def sweep(
     axes: Axes,
     *,
     seeds: int = 1,
+    random: int | None = None,
+    on: str = "local",
+    threads: int | None = None,
+    gpus: float = 0,
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    determinism: str = "draws",
+    checkpoint_minutes: float = 5.0,
     quiet: bool = False,
-    **options: Any,
 ) -> Sweep:
-    """Train every setting of a grid under every seed, one after the other, each a run folder of its own.
+    """Train every setting of a grid under every seed, each a run folder of its own.
 
-    axes: the values of each setting, as text, such as {"peak_lr": ["0.2", "0.4"]}. seeds: so many, from the
-    recipe's on. out: where a sweep with the same settings lies, it is finished; by default
-    runs/NAME-sweep. options: device, precision, determinism and checkpoint_minutes of `train`.
+    axes: the values of each setting, such as {"peak_lr": [0.2, 0.4]}, or as text. seeds: so many, from the
+        recipe's on. random: take so many settings of the grid, drawn by the first seed.
+    on: "local" trains one after the other; "ray" as many at a time as the Ray cluster has room for.
+    threads: of each cell; on Ray also the cores that it asks for, 1 by default. gpus: that it asks for there.
+    out: where a sweep with the same settings lies, it is finished; by default runs/NAME-sweep.
 
     A cell that fails is a row with its reason. Raises InputError where a setting is none.
     """
     log = silent if quiet else say
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise InputError(f"seeds takes a whole number of at least 1, not {seeds!r}", "For example: --seeds 5")
-    grid = [dict(zip(axes, row, strict=True)) for row in itertools.product(*axes.values())]
-    given: dict[str, Any] = {"data_dir": data_dir, "epochs": epochs, "seed": seed}
-    chosen = [resolve(recipe, text=values, **given) for values in grid]  # a bad one stops it before a folder
-    base = resolve(recipe, **given)
-    if "seed" in axes:
-        raise InputError(
-            "seed is no setting of a sweep", "Use --seed for the first and --seeds for how many."
-        )
-    if len(grid) > 1 and not all(one.validation for one in chosen):
+    engine, device, threads = _engine(on, threads, gpus, device)
+    data = None if data_dir is None else Path(data_dir).expanduser().absolute()
+    given: dict[str, Any] = {"data_dir": data, "epochs": epochs, "seed": seed}
+    base = _absolute(resolve(recipe, log=log, **given))
+    settings = grid(axes, random, base.seed)
+    chosen = [_absolute(resolve(recipe, text=row, **given)) for row in settings]
+    if len(chosen) > 1 and not all(one.validation for one in chosen):
         message = "no validation images to choose a setting by; the test set chooses nothing"
         raise InputError(message, "Set validation=1000, say.")
-    header = {
-        "recipe": base.to_json(),
-        "settings": {key: list(values) for key, values in axes.items()},
-        "seeds": list(range(base.seed, base.seed + seeds)),
-    }
-    folder = _folder(header, base.name, None if out is None else Path(out))
-    planned = [
-        (one, Cell(values, one.seed + more, f"setting-{number}/seed-{one.seed + more}"))
-        for number, (one, values) in enumerate(zip(chosen, grid, strict=True), 1)
-        for more in range(seeds)
-    ]
-    cells: list[Cell] = []
-    with folder.lock():
-        folder.sweep()
-        _write(folder, header, cells, finished=False)
-        for number, (one, cell) in enumerate(planned, 1):
-            log(f"\n{words(cell.values)}, seed {cell.seed}: {number} of {len(planned)}")
-            try:
-                cells.append(_trained(one, cell, folder.path, data_dir, quiet, log, options))
-            except KeyboardInterrupt:
-                log(f"{len(cells)} of {len(planned)} cells are done; the same command goes on: {folder.path}")
-                raise
-            except InputError:
-                if not any(folder.path.glob("setting-*")):
-                    folder.remove(".")  # nothing was trained, so nothing is worth keeping
-                raise
-            _write(folder, header, cells, finished=number == len(planned))
-    result = Sweep(folder.path, tuple(cells))
-    log(f"\n{result}\nsweep     {folder.path / SWEEP}")
+    every = seeds_from(base.seed, seeds)
+    header = {"recipe": base.to_json(), "settings": settings, "seeds": list(every)}
+    record = _SweepRecord.matching(header, base.name, None if out is None else Path(out))
+    device, precision = pinned(record, device, precision)
+    options = {"data_dir": data, "determinism": determinism, "checkpoint_minutes": checkpoint_minutes}
+    with _threads(threads), terminable():
+        if gpus == 0:
+            # What "auto" comes to here is that of all cells. Missing data stops it before a folder is made.
+            machine = Job.prepare(chosen[0], data, device, precision, determinism).machine
+            device, precision = machine.device.type, machine.precision
+        if record is None:
+            record = _SweepRecord(RunFolder.create(f"{base.name}-sweep", None if out is None else Path(out)))
+        header |= {"device": device, "precision": precision}
+        options |= {"device": device, "precision": precision, "quiet": quiet}
+        cells = {
+            record.path.absolute() / folder: (one, Cell(values, number, folder))
+            for row, (one, values) in enumerate(zip(chosen, settings, strict=True), 1)
+            for number in every
+            if (folder := f"setting-{row}/seed-{number}")
+        }
+        with record.folder.lock():
+            record.folder.sweep()
+            result = record.train(header, cells, engine, options, log)
+            log(f"\n{result}")
+            page = write_sweep_page(result, base.name)
+    log(f"sweep     {result.path / SWEEP}\npage      {page}")
     return result
 
 
-def _trained(
-    recipe: Recipe,
-    cell: Cell,
-    path: Path,
-    data_dir: str | Path | None,
-    quiet: bool,
-    log: Callable[[str], None],
-    options: Mapping[str, Any],
-) -> Cell:
-    """Train one cell, or go on with it, and return it with its numbers or with why it failed."""
-    seeded, out = dataclasses.replace(recipe, seed=cell.seed), path / cell.folder
+class _SweepRecord(CellsRecord):
+    NAME: ClassVar[str] = SWEEP
+
+    @classmethod
+    def matching(cls, header: Mapping[str, Any], name: str, out: Path | None) -> _SweepRecord | None:
+        """Return the folder of the same sweep: `out`, or else the newest unfinished one."""
+        for path in sorted(ROOT.glob(f"{name}-sweep*"), reverse=True) if out is None else [out]:
+            record = cls(RunFolder(path))
+            if not record.is_begun:
+                continue
+            if all(record.environment.get(key) == value for key, value in header.items()):
+                if out is not None or not record.is_finished:
+                    return record
+            elif out is not None:
+                raise InputError(f"{out} holds a sweep of other settings or seeds", "Choose another --out.")
+        return None
+
+    def train(
+        self,
+        header: Mapping[str, Any],
+        cells: Mapping[Path, tuple[Recipe, Cell]],
+        engine: Engine,
+        options: Mapping[str, Any],
+        log: Log,
+    ) -> Sweep:
+        """Train what is not finished, and write after each cell what is known."""
+        known = {path: _read(path, cell) for path, (_, cell) in cells.items()}
+        plans = [
+            Plan(
+                dataclasses.replace(recipe, seed=cell.seed),
+                path,
+                f"{words(cell.values)}, seed {cell.seed} ({number} of {len(cells)})",
+            )
+            for number, (path, (recipe, cell)) in enumerate(cells.items(), 1)
+            if known[path] is None
+        ]
+
+        def write(*, finished: bool = False) -> Sweep:
+            result = Sweep(self.path, tuple(cell for cell in known.values() if cell))
+            rows, best = (
+                [dataclasses.asdict(cell) for cell in result.cells],
+                result.best if finished else None,
+            )
+            values = {**header, "finished": finished, "best_by_validation": best, "cells": rows}
+            self.folder.write_json(SWEEP, values)
+            return result
+
+        def done() -> str:
+            return f"{sum(cell is not None for cell in known.values())} of {len(cells)} cells are done"
+
+        write()
+        if len(plans) < len(cells):
+            log(done())
+        with (
+            stops_explained(self, done, "the same command", log),
+            contextlib.closing(engine(plans, train, options, log)) as ended,
+        ):
+            for plan, failure in ended:
+                cell = cells[plan.path][1]
+                if failure is not None:
+                    log(f"failed: {failure.message}")
+                known[plan.path] = (
+                    _read(plan.path, cell)
+                    if failure is None
+                    else dataclasses.replace(cell, failed=failure.message)
+                )
+                write()
+            return write(finished=True)
+
+
+def _read(path: Path, cell: Cell) -> Cell | None:
+    """Return the cell with the numbers of its run, None where that is not finished."""
+    run = Run(RunFolder(path))
+    if not run.is_finished:
+        return None
+    names = ("validation_accuracy", "test_accuracy", "train_seconds", "threads", "hardware")
+    return dataclasses.replace(cell, **{name: getattr(run.summary, name) for name in names})
+
+
+def _engine(on: str, threads: int | None, gpus: float, device: str) -> tuple[Engine, str, int]:
+    """Return what trains the cells, with the device and the threads that "auto" and None come to."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads takes a whole number of at least 1, not {threads!r}")
+    if on not in ("local", "ray"):
+        raise InputError(f"a sweep runs on local or ray, not on {on!r}")
+    if gpus < 0 or (gpus and on == "local"):
+        raise InputError(f"gpus={gpus:g} is no number of GPUs to ask Ray for", "Such as --on ray --gpus 1")
+    if on == "local":
+        return one_after_another, device, threads or torch.get_num_threads()
+    if device not in ("auto", "cpu") and not gpus:
+        raise InputError(
+            f"Ray gives cells that ask for no GPU none, so {device} is not there", "Add --gpus 1."
+        )
+    engine = OnRay(threads or 1, gpus)
+    return engine, ("cuda" if gpus else "cpu") if device == "auto" else device, engine.threads
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths: a worker of a cluster works in another folder."""
+    paths = {
+        each.key: str(Path(each.value).expanduser().absolute())
+        for each in recipe.settings()
+        if each.value and Path in typing.get_args(each.hint)
+    }
+    return recipe.replace(**paths)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads inside the `with`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        run = train(seeded, data_dir=data_dir, out=out, resume="auto", quiet=quiet, **options)
-    except (InputError, RunFailed) as error:
-        if isinstance(error, InputError) and not any(path.glob("setting-*")):
-            raise  # such as data that is missing: every cell would say the same
-        log(f"failed: {error.message}")
-        return dataclasses.replace(cell, failed=error.message)
-    summary = run.summary
-    return dataclasses.replace(
-        cell, validation_accuracy=summary.validation_accuracy, test_accuracy=summary.test_accuracy
-    )
-
-
-def _folder(header: Mapping[str, Any], name: str, out: Path | None) -> RunFolder:
-    """Return the folder of the same sweep, or a new one."""
-    paths = sorted(ROOT.glob(f"{name}-sweep*")) if out is None else [out]
-    for path in paths:
-        folder = RunFolder(path)
-        if not folder.has(SWEEP):
-            continue
-        before = folder.read_json(SWEEP)
-        if all(before.get(key) == value for key, value in header.items()):
-            if out is not None or not before.get("finished"):
-                return folder
-        elif out is not None:
-            raise InputError(f"{out} holds a sweep of other settings or seeds", "Choose another --out.")
-    return RunFolder.create(f"{name}-sweep", out)
-
-
-def _write(folder: RunFolder, header: Mapping[str, Any], cells: Sequence[Cell], *, finished: bool) -> None:
-    best = Sweep(folder.path, tuple(cells)).best if finished else None
-    rows = [dataclasses.asdict(cell) for cell in cells]
-    folder.write_json(SWEEP, {**header, "finished": finished, "best_by_validation": best, "cells": rows})
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -96,12 +96,13 @@ class RunFolder:
         return folder
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, seconds: float = 0) -> Iterator[None]:
         """Hold the folder for this process; a second one is refused, also on a machine that shares the disk.
 
-        A process that dies lets it go. The lock file lies beside the folder, which may be removed meanwhile.
+        seconds: how long to wait for it. A process that dies lets it go. The lock file lies beside the
+        folder, which may be removed meanwhile.
         """
-        held = FileLock(self.path.parent / f".{self.path.name}.lock", timeout=0)
+        held = FileLock(self.path.parent / f".{self.path.name}.lock", timeout=seconds)
         try:
             held.acquire()
         except Timeout:
