@@ -32,7 +32,7 @@ from firstlight.page.sweep_page import write_sweep_page
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
 from firstlight.record.run_folder import ROOT, RunFolder
-from firstlight.record.sweep import SWEEP, Cell, Sweep, words
+from firstlight.record.sweep import SWEEP, Cell, Sweep, fixed, words
 from firstlight.run import Run
 
 
@@ -131,11 +131,12 @@ class _SweepRecord(CellsRecord):
     ) -> Sweep:
         """Train what is not finished, and write after each cell what is known."""
         known = {path: _read(path, cell) for path, (_, cell) in cells.items()}
+        shared = fixed(header["settings"])
         plans = [
             Plan(
                 dataclasses.replace(recipe, seed=cell.seed),
                 path,
-                f"{words(cell.values)}, seed {cell.seed} ({number} of {len(cells)})",
+                f"{words({k: v for k, v in cell.values.items() if k not in shared})}, seed {cell.seed} ({number} of {len(cells)})",
             )
             for number, (path, (recipe, cell)) in enumerate(cells.items(), 1)
             if known[path] is None

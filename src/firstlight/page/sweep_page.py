@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +35,6 @@ class ParallelLine:
 def write_sweep_page(sweep: Sweep, name: str) -> Page:
     """Write the page into the sweep's folder; its links lead to the reports of the cells beside it."""
     axes, lines = parallel_coordinates(sweep)
-    settings = [cells[0].values for cells in sweep.settings()]
-    fixed = {
-        key: value
-        for key, value in (settings[0] if len(settings) > 1 else {}).items()
-        if all(values[key] == value for values in settings)
-    }
-
-    def varied(values: Mapping[str, str]) -> dict[str, str]:
-        return {key: value for key, value in values.items() if key not in fixed}
-
     text = (
         templates()
         .get_template("sweep.html")
@@ -54,8 +43,6 @@ def write_sweep_page(sweep: Sweep, name: str) -> Page:
             folder=sweep.path.resolve().name,
             sweep=sweep,
             rows=[_row(cells) for cells in sweep.settings()],
-            fixed=fixed,
-            varied=varied,
             against={words(pair.first): pair for pair in sweep.against_best()},
             axes=axes,
             lines=lines,

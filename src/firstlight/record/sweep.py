@@ -89,6 +89,15 @@ class Sweep:
             raise InputError(f"{folder.path / SWEEP} holds no cells")
         return cls(folder.path, tuple(Cell.from_json(row) for row in rows))
 
+    @cached_property
+    def fixed(self) -> dict[str, str]:
+        """What all settings share, of several."""
+        return fixed([cell.values for cell in self.cells])
+
+    def title(self, values: Mapping[str, str]) -> str:
+        """Write a setting without what all of them share."""
+        return words({key: value for key, value in values.items() if key not in self.fixed})
+
     def settings(self) -> list[tuple[Cell, ...]]:
         """Return the cells of each setting."""
         groups = itertools.groupby(self.cells, key=lambda cell: tuple(cell.values.items()))
@@ -136,7 +145,7 @@ class Sweep:
         """Say which setting is best by validation, and of how many others that is more than noise."""
         if self.best is None:
             return "best by validation: none: no setting was validated under every seed"
-        line = f"best by validation: {words(self.best)}"
+        line = f"best by validation: {self.title(self.best)}"
         pairs = self.against_best()
         if not pairs:
             return line if len(self.settings()) == 1 else f"{line}; one seed does not say whether by noise"
@@ -150,7 +159,7 @@ class Sweep:
     def __str__(self) -> str:
         """Say one line a setting, then which is best."""
         return "\n".join(
-            [*(f"{words(cells[0].values)}: {said(cells)}" for cells in self.settings()), self.verdict()]
+            [*(f"{self.title(cells[0].values)}: {said(cells)}" for cells in self.settings()), self.verdict()]
         )
 
 
@@ -177,6 +186,14 @@ def spread_of(cells: Sequence[Cell]) -> Spread | None:
 def _accuracies(cells: Sequence[Cell]) -> list[float]:
     values = [cell.validation_accuracy for cell in cells if not cell.failed]
     return [value for value in values if value is not None]
+
+
+def fixed(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the values that all settings share; of a single one nothing, since it would have no name."""
+    first = settings[0] if settings else {}
+    if all(values == first for values in settings):
+        return {}
+    return {key: value for key, value in first.items() if all(values[key] == value for values in settings)}
 
 
 def words(values: Mapping[str, str]) -> str:
