@@ -160,7 +160,7 @@ def _failure(ray: Any, task: Any) -> Failure | None:
         raise
     except ray.exceptions.RayError as error:
         reason = str(error).strip().partition("\n")[0]
-        return RunFailed(f"its worker was lost {RETRIES + 1} times: {reason}")
+        return RunFailed(f"its worker was lost, at the last of {RETRIES + 1} attempts: {reason}")
     if kind == "input":
         return InputError(message, hint)
     return RunFailed(message, hint) if kind else None

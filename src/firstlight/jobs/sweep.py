@@ -132,11 +132,15 @@ class _SweepRecord(CellsRecord):
         """Train what is not finished, and write after each cell what is known."""
         known = {path: _read(path, cell) for path, (_, cell) in cells.items()}
         shared = fixed(header["settings"])
+
+        def title(cell: Cell) -> str:
+            return words({key: value for key, value in cell.values.items() if key not in shared})
+
         plans = [
             Plan(
                 dataclasses.replace(recipe, seed=cell.seed),
                 path,
-                f"{words({k: v for k, v in cell.values.items() if k not in shared})}, seed {cell.seed} ({number} of {len(cells)})",
+                f"{title(cell)}, seed {cell.seed} ({number} of {len(cells)})",
             )
             for number, (path, (recipe, cell)) in enumerate(cells.items(), 1)
             if known[path] is None
@@ -153,7 +157,8 @@ class _SweepRecord(CellsRecord):
             return result
 
         def done() -> str:
-            return f"{sum(cell is not None for cell in known.values())} of {len(cells)} cells are done"
+            count = sum(cell is not None and not cell.failed for cell in known.values())
+            return f"{count} of {len(cells)} cells are done"
 
         write()
         if len(plans) < len(cells):
