@@ -19,13 +19,14 @@ workers := -p xdist.plugin -n auto --maxprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test soak check format format-check lint types bench clean
+.PHONY: help install demo test soak cluster check format format-check lint types bench clean
 
 help:
 	@echo 'make demo     train the demo (about a minute on two CPU cores) and write its report'
 	@echo 'make test     run the tests'
 	@echo 'make check    everything that must hold: format, lint, types, tests'
 	@echo 'make soak     run the tests that take minutes'
+	@echo 'make cluster  run the tests that need Ray, in an environment of its own'
 	@echo 'make format   put the code into the format that `make check` asks for'
 	@echo 'make lint     look for mistakes with ruff'
 	@echo 'make types    check the types with mypy'
@@ -50,6 +51,11 @@ test: install
 # pytest ends with 5 where no test is marked.
 soak: install
 	@$(pytest) -m soak $(ARGS) || [ $$? -eq 5 ]
+
+cluster:
+	@"$(PYTHON)" tools/setup.py .venv-cluster dev,cluster
+	$(heading) Cluster
+	@.venv-cluster/bin/python -m pytest -m cluster $(ARGS)
 
 check: format-check lint types test
 
@@ -77,5 +83,5 @@ bench: install
 	@.venv-bench/bin/python -m $(subst /,.,$(SCRIPT:.py=)) $(ARGS)
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .venv-cluster .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.sweep [--cells 4] [--epochs 4] [--images 8000] [--rounds 3] [--record]
 
-Needs the extra `cluster` and two idle cores. The ways run in turn (A B A B …) on the same recipe, shapes.demo,
-and their medians are compared: above 1, Ray finishes more cells in the same time. The overhead of a cell is
+Needs the extra `cluster` and two idle cores. The ways run in turn (A B A B …) on the recipe shapes.demo, and
+their medians are compared: above 1, Ray finishes more cells in the same time. The overhead of a cell is
 the time of its core beyond the run's own wall clock; that of the first cells holds the start of their
 processes and the import of torch, and is said apart.
 """
@@ -85,9 +85,9 @@ def main() -> None:
     ray.shutdown()
     on_ray, local = (statistics.median(elapsed[name]) for name in ("ray", "local"))
     note = (
-        f"{arguments.cells} cells: {on_ray:.1f} s on Ray, {CORES} one-thread cells at a time, {local:.1f} s one "
-        f"{CORES}-thread cell after another; overhead {statistics.median(warm):.2f} s a cell, {cold:.1f} s the "
-        "first of a process"
+        f"{arguments.cells} cells: {on_ray:.1f} s on Ray, {CORES} one-thread cells at a time, {local:.1f} s "
+        f"one {CORES}-thread cell after another; overhead {statistics.median(warm):.2f} s a cell, "
+        f"{cold:.1f} s the first of a process"
     )
     record(
         __file__,

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import firstlight
+from firstlight import recipes
+from firstlight.cli import main
 from firstlight.errors import InputError
+from firstlight.jobs.cluster import check_answers
 from firstlight.jobs.grid import grid, split_values
-from firstlight.jobs.sweep import sweep
+from firstlight.jobs.sweep import absolute, sweep
 from firstlight.record import record
 from firstlight.record.sweep import SWEEP, Cell, Sweep
 from firstlight.run import Run
@@ -86,6 +92,89 @@ def test_the_same_call_finishes_what_is_missing_and_another_grid_is_refused(
 def test_the_best_is_chosen_by_validation_whatever_the_test_set_says() -> None:
     cells = Cell({"a": "1"}, 0, "x", 0.8, 0.1), Cell({"a": "2"}, 0, "y", 0.7, 0.9)
     assert Sweep(Path("out"), cells).best == {"a": "1"}
+
+
+def test_differences_are_paired_by_seed_and_corrected_for_all_pairs() -> None:
+    accuracies = {
+        "a": (0.80, 0.82, 0.81),
+        "b": (0.90, 0.92, 0.915),
+        "c": (0.80, 0.82, 0.811),
+        "d": (0.5, 0.6),
+    }
+    cells = [
+        Cell({"model": name, "epochs": "1"}, seed, f"{name}-{seed}", value)
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    result = Sweep(Path("out"), (*cells, Cell({"model": "d", "epochs": "1"}, 2, "d-2", failed="diverged")))
+    assert result.best == {"model": "b", "epochs": "1"} and result.title(result.best) == "model=b"
+    assert len(result.differences) == 3  # a setting with a failed seed is compared with none
+    from_a, from_c = result.against_best()
+    assert from_a.differences == pytest.approx((0.10, 0.10, 0.105))
+    p_values = [row.p_value for row in (from_a, from_c) if row.p_value is not None]
+    assert min(row.adjusted or 1 for row in (from_a, from_c)) == pytest.approx(3 * min(p_values))
+    assert from_a.differs and from_c.differs
+    (worst,) = [row for row in result.differences if result.best not in (row.first, row.second)]
+    assert not worst.differs and worst.adjusted == worst.p_value
+    assert "model=b; better than 2 of 2 others" in str(result) and "for 3 pairs" in str(result)
+
+
+def test_a_random_sample_is_part_of_the_grid_and_the_same_for_the_same_seed() -> None:
+    axes = {"peak_lr": [0.1, 0.2, 0.4], "sides": [(24, 32), (32,)], "batch_size": [128, 256]}
+    whole, sample = grid(axes, None, 0), grid(axes, 5, 0)
+    assert len(whole) == 12 and whole[0] == {"peak_lr": "0.1", "sides": "24,32", "batch_size": "128"}
+    assert [row for row in whole if row in sample] == sample and len(sample) == 5
+    assert grid(axes, 5, 0) == sample != grid(axes, 5, 1)
+    assert grid(axes, 100, 0) == whole
+    huge = grid({str(number): range(10) for number in range(12)}, 3, 0)
+    assert len({tuple(row.values()) for row in huge}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on": "moon"}, "local or ray"),
+        ({"threads": 0}, "threads takes"),
+        ({"gpus": 1}, "no number of GPUs"),
+        ({"random": 0}, "random takes"),
+        ({"seeds": 0}, "seeds takes"),
+        ({"axes": {"seed": [1]}}, "seed is no setting"),
+        ({"axes": {"peak_lr": "0.1"}}, "list of values"),
+        ({"axes": {"peak_lr": ["0.1"], "width": ["wide"]}}, "width takes"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sweep("shapes.demo", **{"axes": {}, "out": "out", "quiet": True, **options})
+    assert not Path("out").exists()
+
+
+def test_without_ray_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "shapes.demo", "--on", "ray", "--out", "out"])
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
+    assert "pip install 'firstlight[cluster]'" in captured.err and not Path("out").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
+            check_answers(address)
+
+
+def test_threads_are_those_of_the_runs_and_put_back_and_paths_are_absolute(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    result = sweep("shapes.demo", {"peak_lr": [0.1], **FIXED}, threads=before + 1, out="out", **PLACE)
+    assert [cell.threads for cell in result.cells] == [before + 1] and torch.get_num_threads() == before
+    assert Sweep.open("out") == Sweep(Path("out"), result.cells)
+    recipe = recipes.named("folder.scratch").replace(path="photos")
+    assert absolute(recipe).data == recipe.replace(path=str(tmp_path / "photos")).data
 
 
 def test_without_validation_images_or_data_nothing_is_written(tmp_path: Path) -> None:

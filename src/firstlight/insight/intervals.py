@@ -84,8 +84,9 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
     None where they have no spread: of fewer than two, or of equal ones that are not zero.
     """
     spread = Spread(tuple(differences))
-    if spread.sd is None or max(differences) == min(differences):
-        return 1.0 if spread.sd is not None and not any(differences) else None
+    # Equal differences of fractions differ in their last bits, which is no spread.
+    if spread.sd is None or math.isclose(min(differences), max(differences), rel_tol=1e-9, abs_tol=1e-12):
+        return 1.0 if spread.sd is not None and math.isclose(spread.mean, 0, abs_tol=1e-12) else None
     t = abs(spread.mean) / (spread.sd / math.sqrt(len(differences)))
     return max(0.0, 1 - _share_inside(t, len(differences) - 1))
 

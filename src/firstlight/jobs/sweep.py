@@ -69,9 +69,9 @@ def sweep(
     engine, device, threads = _engine(on, threads, gpus, device)
     data = None if data_dir is None else Path(data_dir).expanduser().absolute()
     given: dict[str, Any] = {"data_dir": data, "epochs": epochs, "seed": seed}
-    base = _absolute(resolve(recipe, log=log, **given))
+    base = absolute(resolve(recipe, log=log, **given))
     settings = grid(axes, random, base.seed)
-    chosen = [_absolute(resolve(recipe, text=row, **given)) for row in settings]
+    chosen = [absolute(resolve(recipe, text=row, **given)) for row in settings]
     if len(chosen) > 1 and not all(one.validation for one in chosen):
         message = "no validation images to choose a setting by; the test set chooses nothing"
         raise InputError(message, "Set validation=1000, say.")
@@ -207,7 +207,7 @@ def _engine(on: str, threads: int | None, gpus: float, device: str) -> tuple[Eng
     return engine, ("cuda" if gpus else "cpu") if device == "auto" else device, engine.threads
 
 
-def _absolute(recipe: Recipe) -> Recipe:
+def absolute(recipe: Recipe) -> Recipe:
     """Return the recipe with absolute paths: a worker of a cluster works in another folder."""
     paths = {
         each.key: str(Path(each.value).expanduser().absolute())

@@ -42,7 +42,7 @@ def write_sweep_page(sweep: Sweep, name: str) -> Page:
             name=name,
             folder=sweep.path.resolve().name,
             sweep=sweep,
-            rows=[_row(cells) for cells in sweep.settings()],
+            rows=sorted(map(_row, sweep.settings()), key=lambda row: -(row["mean"] or 0.0)),
             against={words(pair.first): pair for pair in sweep.against_best()},
             axes=axes,
             lines=lines,
