@@ -53,7 +53,7 @@ soak: install
 	@$(pytest) -m soak $(ARGS) || [ $$? -eq 5 ]
 
 cluster:
-	@"$(PYTHON)" tools/setup.py .venv-cluster dev,cluster
+	@$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") "$(PYTHON)" tools/setup.py .venv-cluster dev,cluster
 	$(heading) Cluster
 	@.venv-cluster/bin/python -m pytest -m cluster $(ARGS)
 

@@ -57,6 +57,7 @@ def test_each_cell_is_a_run_and_one_that_diverges_is_a_row_with_its_reason() -> 
     assert [bool(cell.failed) for cell in result.cells] == [True, True, False, False]
     assert "diverged" in result.cells[0].failed
     assert result.best is not None and result.best["peak_lr"] == "0.1"
+    assert str(result).endswith("best by validation: peak_lr=0.1")  # there is no other to compare with
     run = firstlight.open_run(Path("out/setting-2/seed-1"))
     assert (run.recipe.seed, run.recipe.schedule.peak_lr) == (1, 0.1)
     assert run.summary.validation_accuracy == result.cells[3].validation_accuracy

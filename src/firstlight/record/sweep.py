@@ -147,8 +147,9 @@ class Sweep:
             return "best by validation: none: no setting was validated under every seed"
         line = f"best by validation: {self.title(self.best)}"
         pairs = self.against_best()
+        validated = [cells for cells in self.settings() if spread_of(cells)]
         if not pairs:
-            return line if len(self.settings()) == 1 else f"{line}; one seed does not say whether by noise"
+            return line if len(validated) == 1 else f"{line}; one seed does not say whether by noise"
         better = sum(row.differs for row in pairs)
         return (
             f"{line}; better than {better} of {len(pairs)} others by more than noise "
