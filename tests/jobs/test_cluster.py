@@ -163,16 +163,18 @@ def test_ctrl_c_a_killed_worker_and_a_stopped_node_change_no_bit(
     wait_until(lambda: bool(in_work(out, start) and cluster.workers(1)), "for the second node")
     begun |= in_work(out)
     cluster.stop(1)
+
+    # Meanwhile the same here, since a core is free now.
+    monkeypatch.setattr(Run, "report", lambda run: run.folder.write(record.REPORT, "not drawn"))
+    place = {"device": "cpu", "precision": "fp32", "threads": 1, "quiet": True}
+    local = sweep("shapes.demo", AXES, seeds=2, epochs=4, out=tmp_path / "local", **place)
+
     assert driver.wait(300) == 0, log.read_text()
     words = log.read_text()
     assert "Ray: 2 at a time on 2 nodes, each with 1 core" in words and ": failed" not in words
     # What was begun once was not begun again: it went on from its checkpoint.
     assert begun == {path: (path / RECIPE).stat().st_mtime_ns for path in begun}
     assert cluster.nodes[0].poll() is None, "a cluster that was there before goes on"
-
-    monkeypatch.setattr(Run, "report", lambda run: run.folder.write(record.REPORT, "not drawn"))
-    place = {"device": "cpu", "precision": "fp32", "threads": 1, "quiet": True}
-    local = sweep("shapes.demo", AXES, seeds=2, epochs=4, out=tmp_path / "local", **place)
     assert len(local.cells) == 8 and {cell.threads for cell in Sweep.open(out).cells} == {1}
     for cell in local.cells:
         here, there = (tmp_path / name / cell.folder / record.MODEL for name in ("local", "cluster"))
