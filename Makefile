@@ -21,7 +21,7 @@ workers := -p xdist.plugin -n auto --maxprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test soak fuzz audit check format format-check lint types bench clean
+.PHONY: help install demo test soak cluster fuzz audit check format format-check lint types bench clean
 
 help:
 	@echo 'make demo     train the demo (about a minute on two CPU cores) and write its report'
@@ -30,6 +30,7 @@ help:
 	@echo 'make soak     run the tests that take minutes, then cycles of work for a while [MINUTES=15]'
 	@echo 'make fuzz     feed every reader of files with changed inputs for a while [MINUTES=15]'
 	@echo 'make audit    look for known advisories and list the licences of what is installed'
+	@echo 'make cluster  run the tests that need Ray, in an environment of its own'
 	@echo 'make format   put the code into the format that `make check` asks for'
 	@echo 'make lint     look for mistakes with ruff'
 	@echo 'make types    check the types with mypy'
@@ -72,6 +73,11 @@ audit: install
 	$(heading) Advisories
 	@.venv-audit/bin/pip-audit --strict --skip-editable --path $$($(venv) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
+cluster:
+	@$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") "$(PYTHON)" tools/setup.py .venv-cluster dev,cluster
+	$(heading) Cluster
+	@.venv-cluster/bin/python -m pytest -m cluster $(ARGS)
+
 check: format-check lint types test
 
 format: install
@@ -98,5 +104,5 @@ bench: install
 	@.venv-bench/bin/python -m $(subst /,.,$(SCRIPT:.py=)) $(ARGS)
 
 clean:
-	rm -rf .venv .venv-bench .venv-audit findings .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .venv-audit .venv-cluster findings .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

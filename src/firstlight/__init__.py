@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "train": "firstlight.jobs.train",
+    "sweep": "firstlight.jobs.sweep",
     "find_lr": "firstlight.jobs.find_lr",
     "evaluate": "firstlight.run",
     "predict": "firstlight.run",
@@ -33,6 +34,7 @@ _ROOMS = {
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.run",
     "Seeds": "firstlight.jobs.seeds",
+    "Sweep": "firstlight.record.sweep",
     "InputError": "firstlight.errors",
     "RunFailed": "firstlight.errors",
     "Diverged": "firstlight.errors",

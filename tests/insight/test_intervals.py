@@ -9,7 +9,15 @@ from fractions import Fraction
 import pytest
 
 from firstlight.errors import InputError
-from firstlight.insight.intervals import Spread, mcnemar, paired_interval, student_quantile, wilson_interval
+from firstlight.insight.intervals import (
+    Spread,
+    holm,
+    mcnemar,
+    paired_interval,
+    paired_p_value,
+    student_quantile,
+    wilson_interval,
+)
 
 # From printed tables of Student's distribution, two-sided; with many degrees it is the normal one.
 TABLE = {(1, 0.95): 12.706, (2, 0.95): 4.303, (3, 0.95): 3.182, (9, 0.95): 2.262, (120, 0.95): 1.980}
@@ -89,3 +97,18 @@ def test_interval_holds_the_truth_in_about_95_of_100_draws(up: float, down: floa
                 ways = math.comb(count, fixed) * math.comb(count - fixed, broken)
                 covered += ways * up**fixed * down**broken * (1 - up - down) ** (count - fixed - broken)
     assert 0.94 <= covered <= 0.999
+
+
+def test_a_paired_t_test_is_that_of_the_formula_and_needs_a_spread() -> None:
+    # With two degrees of freedom the share outside ±t is 1 - t / √(2 + t²); here t = 2√3.
+    assert paired_p_value((1.0, 2.0, 3.0)) == pytest.approx(1 - math.sqrt(12 / 14))
+    assert paired_p_value((-1.0, -2.0, -3.0)) == paired_p_value((1.0, 2.0, 3.0))
+    assert paired_p_value((-1.0, 0.0, 1.0)) == pytest.approx(1)
+    assert paired_p_value((0.0, 0.0)) == 1.0
+    assert paired_p_value((0.9 - 0.8, 0.92 - 0.82)) is None  # equal but for their last bits
+    assert paired_p_value((0.01,)) is None
+
+
+def test_holm_multiplies_by_the_number_of_tests_that_are_left_and_keeps_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.9]) == [1.0, 1.0] and holm([]) == [] and holm([0.04]) == [0.04]

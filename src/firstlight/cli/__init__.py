@@ -12,13 +12,13 @@ import click
 from firstlight import __version__
 from firstlight.cli.inspection import check, doctor, recipes
 from firstlight.cli.runs import compare, evaluate, export, predict, report, serve
-from firstlight.cli.training import find_lr, suspects, train
+from firstlight.cli.training import find_lr, suspects, sweep, train
 from firstlight.errors import InputError, RunFailed, nearest, printable
 from firstlight.machine.storage import lend_matplotlib_a_folder
 from firstlight.machine.waiting import let_threads_sleep
 
 VERBS = (
-    *(train, find_lr, evaluate, predict, report, compare),
+    *(train, sweep, find_lr, evaluate, predict, report, compare),
     *(export, serve, suspects, recipes, check, doctor),
 )
 

@@ -46,6 +46,21 @@ on_recipe = all_of(
 on_out = click.option(
     "--out", type=click.Path(path_type=Path), metavar="RUN", help="Run folder to make; must not exist yet."
 )
+on_determinism = click.option(
+    "--determinism",
+    default="draws",
+    show_default=True,
+    metavar="LEVEL",
+    help="draws: same order and augmentation everywhere; bits: same arithmetic too.",
+)
+on_checkpoints = click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    metavar="N",
+    help="Checkpoint interval within an epoch; there is always one at its end.",
+)
 the_run = click.argument("run", type=click.Path(path_type=Path))
 
 
@@ -58,10 +73,16 @@ def recipe_of(name: str, epochs: int | None, seed: int | None, pairs: Sequence[s
     """Return the recipe that the words of a shell ask for; `--set` pairs are text."""
     from firstlight.recipes import resolve
 
-    text = {}
+    text = dict(pairs_of(pairs))
+    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=echo)
+
+
+def pairs_of(pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """Split each KEY=VALUE of `--set`."""
+    split = []
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise InputError(f"--set takes KEY=VALUE, not {pair!r}", "For example: --set peak_lr=0.4")
-        text[key.strip()] = value.strip()
-    return resolve(name, data_dir=data, epochs=epochs, seed=seed, text=text, log=echo)
+        split.append((key.strip(), value.strip()))
+    return split

@@ -1,4 +1,4 @@
-"""The verbs that train: train, find-lr, suspects."""
+"""The verbs that train: train, sweep, find-lr, suspects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any
 
 import click
 
-from firstlight.cli.options import echo, on_data, on_machine, on_out, on_recipe, recipe_of, the_run
+from firstlight.cli.options import (
+    echo,
+    on_checkpoints,
+    on_data,
+    on_determinism,
+    on_machine,
+    on_out,
+    on_recipe,
+    pairs_of,
+    recipe_of,
+    the_run,
+)
+from firstlight.errors import InputError
 
 
 @click.command()
@@ -16,22 +28,9 @@ from firstlight.cli.options import echo, on_data, on_machine, on_out, on_recipe,
 @on_recipe
 @click.option("--seeds", type=int, metavar="N", help="Train N seeds, from --seed on; print mean and spread.")
 @on_out
-@click.option(
-    "--determinism",
-    default="draws",
-    show_default=True,
-    metavar="LEVEL",
-    help="draws: same order and augmentation everywhere; bits: same arithmetic too.",
-)
+@on_determinism
 @click.option("--resume", is_flag=True, help="Continue an unfinished run; start a new one if there is none.")
-@click.option(
-    "--checkpoint-minutes",
-    type=click.FloatRange(min=0),
-    default=5.0,
-    show_default=True,
-    metavar="N",
-    help="Checkpoint interval within an epoch; there is always one at its end.",
-)
+@on_checkpoints
 def train(
     recipe: str,
     epochs: int | None,
@@ -48,6 +47,55 @@ def train(
 
     chosen = recipe_of(recipe, epochs, seed, settings, options["data_dir"])
     train(chosen, resume="auto" if resume else False, **options)
+
+
+@click.command()
+@click.argument("recipe")
+@on_recipe
+@click.option(
+    "--seeds",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Seeds of each setting, from --seed on.",
+)
+@click.option("--random", type=int, metavar="N", help="Take N settings of the grid, drawn at random.")
+@click.option(
+    "--on",
+    default="local",
+    show_default=True,
+    metavar="WHERE",
+    help="local: one run after the other; ray: on the cluster of RAY_ADDRESS, or on this machine's cores.",
+)
+@click.option(
+    "--threads",
+    type=int,
+    metavar="N",
+    help="Threads of each run; on Ray, the cores it asks for (1 by default).",
+)
+@click.option(
+    "--gpus", type=float, default=0, metavar="N", help="GPUs that each run asks for on Ray; 0.5 shares one."
+)
+@on_out
+@on_determinism
+@on_checkpoints
+def sweep(recipe: str, settings: Sequence[str], **options: Any) -> None:
+    """Train a grid of settings under several seeds, here or on a cluster.
+
+    Values are separated by commas: --set peak_lr=0.2,0.4; one that holds commas itself stands in brackets:
+    --set sides=(24,32),(16,32). The best setting is chosen by validation, never by test. The same command
+    finishes what is missing.
+    """
+    from firstlight.jobs.grid import split_values
+    from firstlight.jobs.sweep import sweep
+
+    axes: dict[str, list[str]] = {}
+    for key, value in pairs_of(settings):
+        if key in axes:
+            raise InputError(f"--set {key} is given twice", f"Separate its values by commas: {key}=A,B")
+        axes[key] = split_values(value)
+    sweep(recipe, axes, **options)
 
 
 @click.command("find-lr")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,32 @@ def paired_interval(fixed: int, broken: int, count: int, z: float = 1.959964) ->
     middle = (fixed - broken) / size
     reach = z * math.sqrt((fixed + broken + 1) / size - middle * middle) / math.sqrt(size)
     return max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
+def paired_p_value(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of a paired t-test: is the mean of these differences zero?
+
+    None where they have no spread: of fewer than two, or of equal ones that are not zero.
+    """
+    spread = Spread(tuple(differences))
+    # Equal differences of fractions differ in their last bits, which is no spread.
+    if spread.sd is None or math.isclose(min(differences), max(differences), rel_tol=1e-9, abs_tol=1e-12):
+        return 1.0 if spread.sd is not None and math.isclose(spread.mean, 0, abs_tol=1e-12) else None
+    t = abs(spread.mean) / (spread.sd / math.sqrt(len(differences)))
+    return max(0.0, 1 - _share_inside(t, len(differences) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's step-down rule, in the same order (Holm 1979).
+
+    The chance that any of them falls below a level, though no difference exists, is at most that level.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 @functools.cache

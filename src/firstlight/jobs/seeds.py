@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from firstlight.errors import InputError, RunFailed
+from firstlight.errors import InputError
 from firstlight.insight.intervals import Spread
+from firstlight.jobs.cells import (
+    CellsRecord,
+    Log,
+    Plan,
+    Train,
+    cost,
+    one_after_another,
+    seeds_from,
+    stops_explained,
+)
 from firstlight.jobs.failures import failures_explained
 from firstlight.jobs.job import Job
 from firstlight.jobs.resume import begun_record, pinned
 from firstlight.machine.clock import duration
 from firstlight.recipe import Recipe
-from firstlight.record.recipe_file import recipe_from_json
 from firstlight.record.run_folder import RunFolder
 from firstlight.run import Run
 
@@ -108,37 +115,10 @@ def _interval(spread: Spread, run: Run, *, tta: bool) -> tuple[float, float]:
     return evaluation.interval
 
 
-class SeedsRecord:
+class SeedsRecord(CellsRecord):
     """The folder of several seeds: which were asked for, and each run in a folder of its own."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.path = folder, folder.path
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        record = cls(RunFolder(path))
-        if not record.is_begun:
-            raise InputError(f"{path} holds no {SEEDS}", "Choose another --out, or leave --seeds out.")
-        return record
-
-    @property
-    def is_begun(self) -> bool:
-        return self.folder.has(SEEDS)
-
-    @property
-    def is_finished(self) -> bool:
-        return bool(self.environment.get("finished"))
-
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        return self.folder.read_json(SEEDS)
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        values = self.environment.get("recipe")
-        if not isinstance(values, dict):
-            raise InputError(f"{self.path / SEEDS} names no recipe")
-        return recipe_from_json(values)
+    NAME: ClassVar[str] = SEEDS
 
     def check_seeds(self, seeds: range) -> None:
         """Raise InputError where it was begun with seeds that are not among these."""
@@ -171,22 +151,20 @@ class SeedsRecord:
 def train_seeds(
     recipe: Recipe,
     count: int,
-    one: Callable[..., Run],
+    one: Train,
     data_dir: str | Path | None,
     out: str | Path | None,
     resume: bool | str,
     device: str,
     precision: str,
     determinism: str,
-    say: Callable[[str], None],
+    log: Log,
 ) -> Seeds:
     """Train `count` seeds of a recipe, the recipe's own first, each a run of its own in OUT/seed-N.
 
     one: `train` for a single recipe. device, precision: what they come to for the first seed is that of all.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"seeds takes a whole number of at least 1, not {count!r}", "For example: --seeds 5")
-    seeds = range(recipe.seed, recipe.seed + count)
+    seeds = seeds_from(recipe.seed, count)
     path, data = (None if each is None else Path(each) for each in (out, data_dir))
     begun = begun_record(SeedsRecord, recipe, path, resume)
     if begun is not None and begun.is_begun:
@@ -200,51 +178,35 @@ def train_seeds(
     record = begun or SeedsRecord(RunFolder.create(recipe.name, path))
     header = {"recipe": recipe.to_json(), "device": device, "precision": precision, "seeds": list(seeds)}
     options = {"data_dir": data_dir, "device": device, "precision": precision, "determinism": determinism}
+    plans = {
+        seed: Plan(
+            dataclasses.replace(recipe, seed=seed), record.run_path(seed), f"seed {seed}, {number} of {count}"
+        )
+        for number, seed in enumerate(seeds, 1)
+    }
     with record.folder.lock():
         record.folder.sweep()
         if job is not None:
             with failures_explained(record.path, job):
                 record.write(header, runs)
-                say(_cost(job, count, count - len(runs)))
+                left = count - len(runs)
+                rest = "" if left == count else f" for the {left} that are left"
+                log(f"{_seeds(count)} of {recipe.name}: {cost(job, left)}{rest}")
             job = None  # its images and network would lie beside those of every seed
         else:
-            say(f"{record.path} is finished already")
-        with _stops_explained(record, runs, count, say):
-            for number, seed in enumerate(seeds, 1):
-                if seed not in runs:
-                    say(f"\nseed {seed}, {number} of {count}")
-                    seeded = dataclasses.replace(recipe, seed=seed)
-                    runs[seed] = one(seeded, out=record.run_path(seed), resume="auto", **options)
-                    record.write(header, runs)
+            log(f"{record.path} is finished already")
+
+        def done() -> str:
+            return f"{len(runs)} of {count} seeds are finished"
+
+        left_plans = [plan for seed, plan in plans.items() if seed not in runs]
+        with stops_explained(record, done, "the same command with --resume", log):
+            for plan, failure in one_after_another(left_plans, one, options, log):
+                if failure is not None:
+                    raise failure
+                runs[plan.recipe.seed] = Run(RunFolder(plan.path))
+                record.write(header, runs)
             result = Seeds.of(record.path, tuple(runs[seed] for seed in seeds))
             record.write(header, runs, result)
-    say(f"\n{result}\nseeds     {record.path / SEEDS}")
+    log(f"\n{result}\nseeds     {record.path / SEEDS}")
     return result
-
-
-def _cost(job: Job, count: int, left: int) -> str:
-    """Say what the seeds that are left will take here."""
-    each = sum(job.estimate(job.step_seconds()).values())
-    total = duration(left * each) + (f", {left} times {duration(each)}" if left > 1 else "")
-    rest = "" if left == count else f" for the {left} that are left"
-    return f"{_seeds(count)} of {job.recipe.name}: about {total} here{rest}"
-
-
-@contextlib.contextmanager
-def _stops_explained(
-    record: SeedsRecord, runs: Mapping[int, Run], count: int, say: Callable[[str], None]
-) -> Iterator[None]:
-    """Say how far all seeds are where one of them is stopped or fails, or the disk is full."""
-    goes_on = "the same command with --resume goes on"
-    try:
-        yield
-    except InputError:
-        if not any(record.path.glob("seed-*")):
-            record.folder.remove(".")  # nothing was trained, so nothing is worth keeping
-        raise
-    except (KeyboardInterrupt, RunFailed):
-        say(f"{len(runs)} of {count} seeds are finished; {goes_on} in {record.path}")
-        raise
-    except OSError as error:
-        message = f"cannot write {error.filename or record.path}: {error.strerror or error}"
-        raise RunFailed(message, f"Make room, then {goes_on}.") from error

@@ -81,11 +81,12 @@ def words(recipe: Recipe, usual: Recipe) -> list[str]:
     for each in recipe.settings():
         changed = each.key in before and before[each.key] != each.value
         if changed and each.key not in KINDS and each.key not in ("epochs", "seed"):
-            words += ["--set", f"{each.key}={_text(each.value)}"]
+            words += ["--set", f"{each.key}={text_of(each.value)}"]
     return words
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Write a value as `--set` takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "find" if value is None else str(value)
@@ -95,7 +96,7 @@ def table(recipe: Recipe) -> list[str]:
     """Write every setting of a recipe as a line: key, value, and what it is."""
     rows = [("augment", " → ".join(map(repr, recipe.augment)) or "none", "")]
     for each in recipe.settings():
-        value = type(each.value).__name__ if each.key in KINDS else _text(each.value) or "none"
+        value = type(each.value).__name__ if each.key in KINDS else text_of(each.value) or "none"
         rows.append((each.key, value, documented(each.owner)[each.name]))
     keys, values = (max(len(row[column]) for row in rows[1:]) for column in (0, 1))
     return [f"{key:{keys}}  {value:{values}}  {text}".rstrip() for key, value, text in rows]

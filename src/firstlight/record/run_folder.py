@@ -96,15 +96,16 @@ class RunFolder:
         return folder
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, seconds: float = 0) -> Iterator[None]:
         """Hold the folder for this process; a second one is refused, also on a machine that shares the disk.
 
-        A process that dies lets it go. The lock file lies beside the folder, which may be removed meanwhile.
+        seconds: how long to wait for it. A process that dies lets it go. The lock file lies beside the
+        folder, which may be removed meanwhile.
         """
         lock_file = self.path.parent / f".{self.path.name}.lock"
         if lock_file.is_symlink():
             raise InputError(f"{printable(lock_file)} is a link; a lock is no link", "Remove it.")
-        held = FileLock(lock_file, timeout=0)
+        held = FileLock(lock_file, timeout=seconds)
         try:
             held.acquire()
         except Timeout:
@@ -192,7 +193,7 @@ class NoFolder(RunFolder):
         super().__init__(Path(os.devnull) / "run")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, seconds: float = 0) -> Iterator[None]:
         yield
 
     def has(self, name: str) -> bool:
