@@ -31,6 +31,7 @@ from firstlight.insight.gradcam import gradcam_pair
 from firstlight.machine.machine import choose
 from firstlight.models.network import for_inference
 from firstlight.page.page import Page, write_page
+from firstlight.record.packaged import packaged
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
 from firstlight.serve.export import Export
@@ -72,14 +73,16 @@ class Run(Record):
     ) -> Evaluation:
         """Classify `images`, or the test set of the recipe's data, again.
 
-        tta: average over the views that training shows.
+        tta: average over the views that training shows. A pretrained network, and one with a transferred
+        body, compute in fp32 unless told otherwise, a pretrained one on the CPU: as they were judged.
         """
         if images is None:
             images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
         if images.classes != self.data.classes or images.shape != self.data.shape:
             raise InputError("these images have other classes or another size than the run's")
-        if self.recipe.head is not None and precision == "auto":
-            precision = "fp32"  # as training judged it and as `predict` does: the same number to the image
+        if precision == "auto" and (self.recipe.head is not None or self.folder.is_packaged):
+            precision = "fp32"  # as it was judged and as `predict` does: the same number to the image
+            device = "cpu" if self.folder.is_packaged and device == "auto" else device
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
         model = machine.place(for_inference(self.model))
@@ -168,8 +171,11 @@ class Run(Record):
         }
 
     def export(self, out: str | Path | None = None, images: Tensor | None = None) -> Export:
-        """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`."""
-        return export_network(self, self.path / "model.onnx" if out is None else Path(out), images)
+        """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`.
+
+        Of a pretrained network it is NAME-model.onnx in the current folder.
+        """
+        return export_network(self, self.folder.default_output("model.onnx") if out is None else Path(out), images)
 
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
@@ -192,11 +198,14 @@ def _required(value: _T | None, what: str) -> _T:
 
 
 def open_run(run: str | Path | Run, parts: Sequence[Any] = ()) -> Run:
-    """Return the run in a folder; a run is returned as it is.
+    """Return the run in a folder, or the network "pretrained:NAME"; a run is returned as it is.
 
     parts: a user's own classes that the recipe names, such as a network.
     """
-    return run if isinstance(run, Run) else Run.open(run, parts)
+    if isinstance(run, Run):
+        return run
+    folder = packaged(run)
+    return Run.open(run, parts) if folder is None else Run(folder)
 
 
 def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: Any) -> Evaluation:
