@@ -1,4 +1,4 @@
-"""A finished run made a network of the package: weights in half precision, and a card that says what they are.
+"""A finished run made a network of the package: weights in half precision, and a card of what they are.
 
     python -m benchmarks.publish.pretrained RUN NAME --data-dir DIR
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from firstlight.data.augment import normalise
 from firstlight.data.folder import Folder
+from firstlight.data.folder_files import picture_files
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
@@ -25,9 +25,10 @@ from firstlight.figures.confusion import confusion
 from firstlight.figures.style import to_png
 from firstlight.insight.comparison import Comparison
 from firstlight.insight.comparison import compare as compare_evaluations
-from firstlight.insight.evaluation import Evaluation, Views, inference
+from firstlight.insight.evaluation import Evaluation, Views
 from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
+from firstlight.insight.prediction import Prediction, Unreadable, predictions
 from firstlight.machine.machine import choose
 from firstlight.models.network import for_inference
 from firstlight.page.page import Page, write_page
@@ -36,22 +37,6 @@ from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
 from firstlight.serve.export import Export
 from firstlight.serve.export import export as export_network
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says of one image file: probabilities by class name, the highest first."""
-
-    path: Path
-    probabilities: dict[str, float]
-
-    @property
-    def label(self) -> str:
-        return next(iter(self.probabilities))
-
-    @property
-    def confidence(self) -> float:
-        return self.probabilities[self.label]
 
 
 class Run(Record):
@@ -92,20 +77,22 @@ class Run(Record):
         return evaluation
 
     def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-        """Classify image files; every file is read before the first is classified."""
-        files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-        if not files:
-            raise InputError("no image was given")
-        images = torch.stack([read_image(file, self.data.shape, self.fit) for file in files])
-        model, parts = for_inference(self.model), self._normalised(images).split(250)
-        with inference(model):
-            misfit = "the network of this run does not fit its images"
-            rows = attempted(lambda: torch.cat([model(part).softmax(1) for part in parts]), misfit)
-        classes = self.data.classes
-        return [
-            Prediction(file, {classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()})
-            for file, row in zip(files, rows, strict=True)
-        ]
+        """Classify image files, and all pictures below folders; an unreadable one is an InputError."""
+        answers = []
+        for answer in self.predictions(paths):
+            if isinstance(answer, Unreadable):
+                raise answer.error
+            answers.append(answer)
+        return answers
+
+    def predictions(self, paths: str | Path | Sequence[str | Path]) -> Iterator[Prediction | Unreadable]:
+        """Yield what `predict` returns, file by file, in bounded memory; an unreadable file ends nothing."""
+        files = picture_files([paths] if isinstance(paths, (str, Path)) else paths)
+        read = partial(read_image, shape=self.data.shape, fit=self.fit)
+        answers = predictions(for_inference(self.model), files, self.data, read)
+        misfit = "the network of this run does not fit its images"
+        while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
+            yield answer
 
     @property
     def fit(self) -> str:
@@ -175,10 +162,13 @@ class Run(Record):
 
         Of a pretrained network it is NAME-model.onnx in the current folder.
         """
-        return export_network(self, self.folder.default_output("model.onnx") if out is None else Path(out), images)
+        return export_network(
+            self, self.folder.default_output("model.onnx") if out is None else Path(out), images
+        )
 
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
+        self.folder.require_writable()
         for name, draw in self.pictures.items():
             picture = None
             with contextlib.suppress(InputError):  # the page says what is missing, and why
@@ -214,7 +204,7 @@ def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: A
 
 
 def predict(run: str | Path | Run, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-    """Classify image files with a run's network; see `Run.predict`."""
+    """Classify image files and folders with a run's network; see `Run.predict`."""
     return open_run(run).predict(paths)
 
 

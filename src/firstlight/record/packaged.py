@@ -74,16 +74,16 @@ class PackagedFolder(RunFolder):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        self._refuse()
+        self.require_writable()
         yield
 
     def write(self, name: str, content: bytes | str) -> None:
-        self._refuse()
+        self.require_writable()
 
     def remove(self, name: str) -> None:
-        self._refuse()
+        self.require_writable()
 
-    def _refuse(self) -> NoReturn:
+    def require_writable(self) -> NoReturn:
         raise InputError(
             f"{self.path} comes with the package: nothing is written into it",
             "`firstlight train cifar10.fast` makes a run folder of your own.",

@@ -125,6 +125,9 @@ class RunFolder:
             Path(held.lock_file).unlink(missing_ok=True)
             held.release()
 
+    def require_writable(self) -> None:
+        """Raise InputError where nothing can be written because the run is part of the package."""
+
     def default_output(self, name: str) -> Path:
         """Return where a file that is made from the run is written, unless another place is named."""
         return self.path / name
