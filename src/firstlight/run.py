@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,14 +85,17 @@ class Run(Record):
             answers.append(answer)
         return answers
 
-    def predictions(self, paths: str | Path | Sequence[str | Path]) -> Iterator[Prediction | Unreadable]:
+    def predictions(
+        self, paths: str | Path | Sequence[str | Path]
+    ) -> Generator[Prediction | Unreadable, None, None]:
         """Yield what `predict` returns, file by file, in bounded memory; an unreadable file ends nothing."""
         files = picture_files([paths] if isinstance(paths, (str, Path)) else paths)
         read = partial(read_image, shape=self.data.shape, fit=self.fit)
         answers = predictions(for_inference(self.model), files, self.data, read)
         misfit = "the network of this run does not fit its images"
-        while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
-            yield answer
+        with contextlib.closing(answers):
+            while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
+                yield answer
 
     @property
     def fit(self) -> str:

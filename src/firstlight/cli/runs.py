@@ -56,8 +56,9 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
     from firstlight.insight.prediction import Prediction
     from firstlight.jobs.predict import Answer, as_json_line, predict_files
 
-    files = picture_files(images)
-    width = max(len(printable(file)) for file in files)
+    prints = as_json or (csv is None and sort is None)
+    aligned = prints and not as_json
+    width = max(len(printable(file)) for file in picture_files(images)) if aligned else 0
 
     def print_answer(answer: Answer) -> None:
         if as_json:
@@ -66,7 +67,6 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
             best = list(answer.probabilities.items())[:3]
             echo(f"{printable(answer.path):{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
 
-    prints = as_json or (csv is None and sort is None)
     # A bar and lines in one terminal would write over each other.
     quiet = prints and sys.stdout.isatty()
     each = print_answer if prints else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -54,7 +54,7 @@ class Unreadable:
 
 def predictions(
     model: nn.Module, paths: Iterable[Path], facts: DataFacts, read: Callable[[Path], Tensor]
-) -> Iterator[Prediction | Unreadable]:
+) -> Generator[Prediction | Unreadable, None, None]:
     """Yield what a network says of each file, in their order.
 
     model: maps normalised N×C×H×W images to logits. facts: of the images that it was trained on.
@@ -77,6 +77,12 @@ def predictions(
                 future.cancel()
 
 
+def probabilities(model: nn.Module, images: Tensor, facts: DataFacts) -> Tensor:
+    """Return fp32 N×K probabilities of uint8 N×C×H×W images."""
+    with inference(model):
+        return model(normalise(images, facts.mean, facts.std)).softmax(1)  # type: ignore[no-any-return]
+
+
 def _attempt(read: Callable[[Path], Tensor], path: Path) -> Tensor | InputError:
     try:
         return read(path)
@@ -92,9 +98,7 @@ def _answers(
     pictures = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
     rows: Iterator[tuple[list[float], list[int]]] = iter(())
     if pictures:
-        images = normalise(torch.stack(pictures), facts.mean, facts.std)
-        with inference(model):
-            answer = model(images).softmax(1)
+        answer = probabilities(model, torch.stack(pictures), facts)
         rows = iter(zip(answer.tolist(), answer.argsort(1, descending=True).tolist(), strict=True))
     for path, pixels in batch:
         if isinstance(pixels, InputError):
