@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from firstlight.data.augment import normalise
@@ -18,11 +17,6 @@ from firstlight.data.folder_files import picture_files
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.figures import curves
-from firstlight.figures import images as image_figures
-from firstlight.figures.augmentations import augmentations
-from firstlight.figures.confusion import confusion
-from firstlight.figures.style import to_png
 from firstlight.insight.comparison import Comparison
 from firstlight.insight.comparison import compare as compare_evaluations
 from firstlight.insight.evaluation import Evaluation, Views
@@ -31,12 +25,17 @@ from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.prediction import Prediction, Unreadable, predictions
 from firstlight.machine.machine import choose
 from firstlight.models.network import for_inference
-from firstlight.page.page import Page, write_page
 from firstlight.record.packaged import packaged
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
 from firstlight.serve.export import Export
 from firstlight.serve.export import export as export_network
+
+# Drawing is loaded when something is drawn: it takes as long as classifying a picture.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from firstlight.page.page import Page
 
 
 class Run(Record):
@@ -107,30 +106,42 @@ class Run(Record):
         return normalise(images, self.data.mean, self.data.std)
 
     def learning_curves(self) -> Figure:
+        from firstlight.figures import curves
+
         if not len(self.history):
             raise InputError(f"{self.path} holds no finished epoch")
         smoothing = getattr(self.recipe.objective, "label_smoothing", 0.0)
         return curves.learning_curves(self.history, self.schedule, label_smoothing=smoothing)
 
     def lr_finder(self) -> Figure:
+        from firstlight.figures import curves
+
         return curves.lr_finder(_required(self.finding, "learning-rate finding (the rates were given)"))
 
     def augmentations(self) -> Figure:
+        from firstlight.figures.augmentations import augmentations
+
         samples, data = _required(self.samples, "augmented samples"), self.data
         return augmentations(samples, self.recipe.augment, data.mean, data.std, data.classes)
 
     def confusion(self) -> Figure:
+        from firstlight.figures.confusion import confusion
+
         return confusion(self._evaluated())
 
     def misclassified(self, count: int = 24) -> Figure:
         """Show the mistakes of the highest loss."""
-        return image_figures.misclassified(self._evaluated(), *self._images(), count=count)
+        from firstlight.figures.images import misclassified
+
+        return misclassified(self._evaluated(), *self._images(), count=count)
 
     def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
         """Show what spoke for the predicted and for the true class of the worst mistakes.
 
         endpoint: the layer whose grid is shown; by default the deepest with a grid of at least 7×7.
         """
+        from firstlight.figures.images import gradcam
+
         evaluation, (images, indices) = self._evaluated(), self._images()
         worst = evaluation.mistakes[: min(count, KEPT_MISTAKES)]
         predicted, true = gradcam_pair(
@@ -140,7 +151,7 @@ class Run(Record):
             evaluation.labels[worst],
             endpoint,
         )
-        return image_figures.gradcam(evaluation, images, indices, predicted, true, count=count)
+        return gradcam(evaluation, images, indices, predicted, true, count=count)
 
     def _evaluated(self) -> Evaluation:
         return _required(self.evaluation, "predictions")
@@ -171,6 +182,9 @@ class Run(Record):
 
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
+        from firstlight.figures.style import to_png
+        from firstlight.page.page import write_page
+
         self.folder.require_writable()
         for name, draw in self.pictures.items():
             picture = None
