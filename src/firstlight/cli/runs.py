@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from firstlight.cli.options import echo, on_data, on_machine, the_run
-from firstlight.errors import printable
+from firstlight.errors import InputError, printable
 
 MOST_NAMED = 20
 """Unreadable files that are named at the end."""
@@ -94,11 +94,21 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
     metavar="FILE",
     help="Default: model.onnx in RUN; NAME-model.onnx here for pretrained:NAME.",
 )
-def export(run: Path, out: Path | None) -> None:
+@click.option(
+    "--hub",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a folder ready for a model hub instead: file, script and card; new or empty.",
+)
+def export(run: Path, out: Path | None, hub: Path | None) -> None:
     """Write the network as one ONNX file: pixels in, probabilities out."""
     from firstlight.run import open_run
+    from firstlight.serve.hub import write_hub_folder
 
-    echo(str(open_run(run).export(out)))
+    if out is not None and hub is not None:
+        raise InputError("--out and --hub are two places", "Give one of them.")
+    opened = open_run(run)
+    echo(str(opened.export(out) if hub is None else write_hub_folder(opened, hub)))
 
 
 @click.command()
