@@ -23,6 +23,7 @@ _ROOMS = {
     "find_lr": "firstlight.jobs.find_lr",
     "evaluate": "firstlight.run",
     "predict": "firstlight.run",
+    "predict_files": "firstlight.jobs.predict",
     "report": "firstlight.run",
     "export": "firstlight.run",
     "compare": "firstlight.run",

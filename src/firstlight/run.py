@@ -4,53 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from firstlight.data.augment import normalise
 from firstlight.data.folder import Folder
+from firstlight.data.folder_files import picture_files
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
-from firstlight.figures import curves
-from firstlight.figures import images as image_figures
-from firstlight.figures.augmentations import augmentations
-from firstlight.figures.confusion import confusion
-from firstlight.figures.style import to_png
 from firstlight.insight.comparison import Comparison
 from firstlight.insight.comparison import compare as compare_evaluations
-from firstlight.insight.evaluation import Evaluation, Views, inference
+from firstlight.insight.evaluation import Evaluation, Views
 from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
+from firstlight.insight.prediction import Prediction, Unreadable, predictions
 from firstlight.machine.machine import choose
 from firstlight.models.network import for_inference
-from firstlight.page.page import Page, write_page
+from firstlight.record.packaged import packaged
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
 from firstlight.serve.export import Export
 from firstlight.serve.export import export as export_network
 
+# Drawing is loaded when something is drawn: it takes as long as classifying a picture.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says of one image file: probabilities by class name, the highest first."""
-
-    path: Path
-    probabilities: dict[str, float]
-
-    @property
-    def label(self) -> str:
-        return next(iter(self.probabilities))
-
-    @property
-    def confidence(self) -> float:
-        return self.probabilities[self.label]
+    from firstlight.page.page import Page
 
 
 class Run(Record):
@@ -72,14 +57,16 @@ class Run(Record):
     ) -> Evaluation:
         """Classify `images`, or the test set of the recipe's data, again.
 
-        tta: average over the views that training shows.
+        tta: average over the views that training shows. A pretrained network, and one with a transferred
+        body, compute in fp32 unless told otherwise, a pretrained one on the CPU: as they were judged.
         """
         if images is None:
             images = self.recipe.data.load(None if data_dir is None else Path(data_dir))[1]
         if images.classes != self.data.classes or images.shape != self.data.shape:
             raise InputError("these images have other classes or another size than the run's")
-        if self.recipe.head is not None and precision == "auto":
-            precision = "fp32"  # as training judged it and as `predict` does: the same number to the image
+        if precision == "auto" and (self.recipe.head is not None or self.folder.is_packaged):
+            precision = "fp32"  # as it was judged and as `predict` does: the same number to the image
+            device = "cpu" if self.folder.is_packaged and device == "auto" else device
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
         model = machine.place(for_inference(self.model))
@@ -89,20 +76,25 @@ class Run(Record):
         return evaluation
 
     def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-        """Classify image files; every file is read before the first is classified."""
-        files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-        if not files:
-            raise InputError("no image was given")
-        images = torch.stack([read_image(file, self.data.shape, self.fit) for file in files])
-        model, parts = for_inference(self.model), self._normalised(images).split(250)
-        with inference(model):
-            misfit = "the network of this run does not fit its images"
-            rows = attempted(lambda: torch.cat([model(part).softmax(1) for part in parts]), misfit)
-        classes = self.data.classes
-        return [
-            Prediction(file, {classes[k]: float(row[k]) for k in row.argsort(descending=True).tolist()})
-            for file, row in zip(files, rows, strict=True)
-        ]
+        """Classify image files, and all pictures below folders; an unreadable one is an InputError."""
+        answers = []
+        for answer in self.predictions(paths):
+            if isinstance(answer, Unreadable):
+                raise answer.error
+            answers.append(answer)
+        return answers
+
+    def predictions(
+        self, paths: str | Path | Sequence[str | Path]
+    ) -> Generator[Prediction | Unreadable, None, None]:
+        """Yield what `predict` returns, file by file, in bounded memory; an unreadable file ends nothing."""
+        files = picture_files([paths] if isinstance(paths, (str, Path)) else paths)
+        read = partial(read_image, shape=self.data.shape, fit=self.fit)
+        answers = predictions(for_inference(self.model), files, self.data, read)
+        misfit = "the network of this run does not fit its images"
+        with contextlib.closing(answers):
+            while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
+                yield answer
 
     @property
     def fit(self) -> str:
@@ -114,30 +106,42 @@ class Run(Record):
         return normalise(images, self.data.mean, self.data.std)
 
     def learning_curves(self) -> Figure:
+        from firstlight.figures import curves
+
         if not len(self.history):
             raise InputError(f"{self.path} holds no finished epoch")
         smoothing = getattr(self.recipe.objective, "label_smoothing", 0.0)
         return curves.learning_curves(self.history, self.schedule, label_smoothing=smoothing)
 
     def lr_finder(self) -> Figure:
+        from firstlight.figures import curves
+
         return curves.lr_finder(_required(self.finding, "learning-rate finding (the rates were given)"))
 
     def augmentations(self) -> Figure:
+        from firstlight.figures.augmentations import augmentations
+
         samples, data = _required(self.samples, "augmented samples"), self.data
         return augmentations(samples, self.recipe.augment, data.mean, data.std, data.classes)
 
     def confusion(self) -> Figure:
+        from firstlight.figures.confusion import confusion
+
         return confusion(self._evaluated())
 
     def misclassified(self, count: int = 24) -> Figure:
         """Show the mistakes of the highest loss."""
-        return image_figures.misclassified(self._evaluated(), *self._images(), count=count)
+        from firstlight.figures.images import misclassified
+
+        return misclassified(self._evaluated(), *self._images(), count=count)
 
     def gradcam(self, count: int = 8, endpoint: str | None = None) -> Figure:
         """Show what spoke for the predicted and for the true class of the worst mistakes.
 
         endpoint: the layer whose grid is shown; by default the deepest with a grid of at least 7×7.
         """
+        from firstlight.figures.images import gradcam
+
         evaluation, (images, indices) = self._evaluated(), self._images()
         worst = evaluation.mistakes[: min(count, KEPT_MISTAKES)]
         predicted, true = gradcam_pair(
@@ -147,7 +151,7 @@ class Run(Record):
             evaluation.labels[worst],
             endpoint,
         )
-        return image_figures.gradcam(evaluation, images, indices, predicted, true, count=count)
+        return gradcam(evaluation, images, indices, predicted, true, count=count)
 
     def _evaluated(self) -> Evaluation:
         return _required(self.evaluation, "predictions")
@@ -168,11 +172,20 @@ class Run(Record):
         }
 
     def export(self, out: str | Path | None = None, images: Tensor | None = None) -> Export:
-        """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`."""
-        return export_network(self, self.path / "model.onnx" if out is None else Path(out), images)
+        """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`.
+
+        Of a pretrained network it is NAME-model.onnx in the current folder.
+        """
+        return export_network(
+            self, self.folder.default_output("model.onnx") if out is None else Path(out), images
+        )
 
     def report(self) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder."""
+        from firstlight.figures.style import to_png
+        from firstlight.page.page import write_page
+
+        self.folder.require_writable()
         for name, draw in self.pictures.items():
             picture = None
             with contextlib.suppress(InputError):  # the page says what is missing, and why
@@ -192,11 +205,14 @@ def _required(value: _T | None, what: str) -> _T:
 
 
 def open_run(run: str | Path | Run, parts: Sequence[Any] = ()) -> Run:
-    """Return the run in a folder; a run is returned as it is.
+    """Return the run in a folder, or the network "pretrained:NAME"; a run is returned as it is.
 
     parts: a user's own classes that the recipe names, such as a network.
     """
-    return run if isinstance(run, Run) else Run.open(run, parts)
+    if isinstance(run, Run):
+        return run
+    folder = packaged(run)
+    return Run.open(run, parts) if folder is None else Run(folder)
 
 
 def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: Any) -> Evaluation:
@@ -205,7 +221,7 @@ def evaluate(run: str | Path | Run, images: ImageSet | None = None, **options: A
 
 
 def predict(run: str | Path | Run, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-    """Classify image files with a run's network; see `Run.predict`."""
+    """Classify image files and folders with a run's network; see `Run.predict`."""
     return open_run(run).predict(paths)
 
 

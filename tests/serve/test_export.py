@@ -14,6 +14,7 @@ from PIL import Image
 
 from firstlight.errors import InputError, RunFailed
 from firstlight.models.custom_resnet import CustomResNetSpec
+from firstlight.models.efficientnet_lite import EfficientNetLiteSpec
 from firstlight.models.fast_net import FastNetSpec
 from firstlight.models.resnet import ResNetSpec
 from firstlight.run import open_run
@@ -93,3 +94,21 @@ def test_a_file_that_is_there_is_kept(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
         open_run(trained).export(tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize("confident", [False, True], ids=["a new head", "a head of large weights"])
+def test_the_transfer_network_is_exported_with_its_published_weights(
+    trained: Path, tmp_path: Path, confident: bool
+) -> None:
+    run = open_run(trained)
+    model = EfficientNetLiteSpec()(len(run.data.classes), run.data.shape[0])
+    model.set_normalisation(run.data.mean, run.data.std)
+    try:
+        model.take_weights()
+    except InputError as error:
+        pytest.skip(error.message)
+    if confident:
+        torch.nn.init.normal_(model.linear.weight, std=0.3, generator=torch.Generator().manual_seed(2))
+    run.__dict__["model"] = model.eval()
+    made = run.export(tmp_path / "net.onnx")
+    assert made.difference <= 1e-5 and made.images == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import click
 
 from firstlight.cli.options import echo, on_data, on_machine, the_run
-from firstlight.errors import printable
+from firstlight.errors import InputError, printable
+
+MOST_NAMED = 20
+"""Unreadable files that are named at the end."""
 
 
 @click.command()
@@ -33,26 +37,78 @@ def evaluate(run: Path, **options: Any) -> None:
 @click.command()
 @the_run
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
-def predict(run: Path, images: Sequence[Path]) -> None:
-    """Classify image files: three most probable classes each."""
-    from firstlight.run import open_run
+@click.option(
+    "--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write a table with all probabilities."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each file.")
+@click.option(
+    "--sort",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Copy each file into a folder of its class in DIR, which must be new or empty.",
+)
+def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, sort: Path | None) -> int:
+    """Classify image files, and all pictures in folders: three most probable classes each.
 
-    predictions = open_run(run).predict(images)
-    names = [printable(prediction.path) for prediction in predictions]
-    width = max(map(len, names))
-    for name, prediction in zip(names, predictions, strict=True):
-        best = list(prediction.probabilities.items())[:3]
-        echo(f"{name:{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
+    Files that cannot be read are named at the end, and the exit code is then 2; all others are classified.
+    """
+    from firstlight.data.folder_files import picture_files
+    from firstlight.insight.prediction import Prediction
+    from firstlight.jobs.predict import Answer, as_json_line, predict_files
+
+    prints = as_json or (csv is None and sort is None)
+    aligned = prints and not as_json
+    width = max(len(printable(file)) for file in picture_files(images)) if aligned else 0
+
+    def print_answer(answer: Answer) -> None:
+        if as_json:
+            click.echo(as_json_line(answer))
+        elif isinstance(answer, Prediction):
+            best = list(answer.probabilities.items())[:3]
+            echo(f"{printable(answer.path):{width}}  " + "  ".join(f"{label} {p:.1%}" for label, p in best))
+
+    # A bar and lines in one terminal would write over each other.
+    quiet = prints and sys.stdout.isatty()
+    each = print_answer if prints else None
+    result = predict_files(run, images, csv=csv, sort=sort, each=each, quiet=quiet)
+    if not prints:
+        echo(result)
+        for place in (csv, sort):
+            if place is not None:
+                echo(place)
+    for each_file in result.unreadable[:MOST_NAMED]:
+        click.echo(f"firstlight: {printable(each_file.error.message)}", err=True)
+        if each_file.error.hint and len(result.unreadable) == 1:
+            click.echo(printable(each_file.error.hint), err=True)
+    more = len(result.unreadable) - MOST_NAMED
+    if more > 0:
+        click.echo(f"and {more:,} more files that cannot be read (--csv names them all)", err=True)
+    return 2 if result.unreadable else 0
 
 
 @click.command()
 @the_run
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx in RUN.")
-def export(run: Path, out: Path | None) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Default: model.onnx in RUN; NAME-model.onnx here for pretrained:NAME.",
+)
+@click.option(
+    "--hub",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a folder ready for a model hub instead: file, script and card; new or empty.",
+)
+def export(run: Path, out: Path | None, hub: Path | None) -> None:
     """Write the network as one ONNX file: pixels in, probabilities out."""
     from firstlight.run import open_run
+    from firstlight.serve.hub import write_hub_folder
 
-    echo(str(open_run(run).export(out)))
+    if out is not None and hub is not None:
+        raise InputError("--out and --hub are two places", "Give one of them.")
+    opened = open_run(run)
+    echo(str(opened.export(out) if hub is None else write_hub_folder(opened, hub)))
 
 
 @click.command()

@@ -64,6 +64,12 @@ class Skipped:
     name: str
     reason: str
 
+    @property
+    def is_broken_picture(self) -> bool:
+        """Whether it bears the name of a picture, and reading it would say what is wrong."""
+        is_broken = self.reason.startswith(("an empty file", "cannot be read", "a broken link"))
+        return is_broken and Path(self.name).suffix.lower() in _PICTURES
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -264,3 +270,25 @@ def _check_classes(root: Path, pictures: Sequence[Picture], skipped: Sequence[Sk
         raise NoClasses(
             f"{printable(root)} has only one class, {classes[0]}: there is nothing to tell apart", folders
         )
+
+
+def picture_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return files as they are given, and for a folder all pictures below it, in natural order.
+
+    A broken file with the name of a picture is one of them: who reads it learns why.
+    Raises InputError where none is given, and where a folder holds no picture.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        tree = Tree.of(path)
+        broken = [tuple(each.name.split("/")) for each in tree.skipped if each.is_broken_picture]
+        below = sorted([*tree.files, *broken], key=lambda parts: [natural_key(part) for part in parts])
+        if not below:
+            raise InputError(f"{printable(path)} holds no picture", "Give image files, or a folder of them.")
+        files += [path.joinpath(*parts) for parts in below]
+    if not files:
+        raise InputError("no image was given")
+    return files

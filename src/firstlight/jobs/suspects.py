@@ -44,6 +44,7 @@ def suspects(
     RunFailed where disk or memory give out.
     """
     run = open_run(run)
+    run.folder.require_writable()
     if run.recipe.head is not None and run.suspects is not None:
         return run.suspects  # cross-fitting is cheap on features, so training has done it
     recipe, machine = _with_rates(run), choose(device, precision)

@@ -46,7 +46,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 class RunFolder:
-    """One run on disk. Opening it runs no code: it holds JSON, CSV, safetensors and pictures."""
+    """One run on disk. Opening it runs no code: it holds JSON, CSV, safetensors and pictures.
+
+    is_packaged: whether it is part of the installed package, and so is never written.
+    """
+
+    is_packaged = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,6 +125,13 @@ class RunFolder:
             # Removed while it is held: whoever waits for this file looks again for the one at its path.
             Path(held.lock_file).unlink(missing_ok=True)
             held.release()
+
+    def require_writable(self) -> None:
+        """Raise InputError where nothing can be written because the run is part of the package."""
+
+    def default_output(self, name: str) -> Path:
+        """Return where a file that is made from the run is written, unless another place is named."""
+        return self.path / name
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name, or a link, which every reading then refuses."""

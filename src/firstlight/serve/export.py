@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from firstlight.data.augment import normalise
 from firstlight.data.folder import Folder
 from firstlight.errors import InputError, RunFailed
 from firstlight.insight.evaluation import inference
+from firstlight.machine.streams import stream
 from firstlight.record.record import Record
 
 OPSET, IR = 18, 8
@@ -81,7 +83,8 @@ class _Classifier(nn.Module):
 def export(record: Record, out: Path, images: Tensor | None = None) -> Export:
     """Write `out`, an ONNX file from uint8 N×C×H×W `images` to fp32 N×K `probabilities`, and a script.
 
-    images: uint8 images on which it is compared with PyTorch, by default those that the run keeps.
+    images: uint8 images on which it is compared with PyTorch, by default those that the run keeps; a
+    pretrained network keeps none, and is compared on drawn ones.
     Raises InputError where a file is there already, a package or every image is missing, and RunFailed where
     the file does not say what PyTorch says; nothing is left behind then.
     """
@@ -92,9 +95,10 @@ def export(record: Record, out: Path, images: Tensor | None = None) -> Export:
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent}", "Make it first, or choose another with --out.")
     if images is None:
-        if record.kept_images is None:
+        kept = (drawn_images(record.data.shape), None) if record.folder.is_packaged else record.kept_images
+        if kept is None:
             raise InputError(f"{record.path} keeps no image to compare with", "Give images from Python.")
-        images = record.kept_images[0]
+        images = kept[0]
     onnx, runtime = _package("onnx"), _package("onnxruntime")
     _package("onnxscript")
     model = _Classifier(record)
@@ -131,6 +135,16 @@ def export(record: Record, out: Path, images: Tensor | None = None) -> Export:
     return Export(out, script, len(images), difference)
 
 
+def drawn_images(shape: tuple[int, int, int], count: int = 200) -> Tensor:
+    """Return uint8 images, count×C×H×W, of random blots of many sizes."""
+    random, (channels, height, width) = stream(0, "drawn images"), shape
+    total = torch.zeros(count, channels, height, width)
+    for side in (2, 4, 8, 16):
+        blots = torch.randn(count, channels, side, side, generator=random)
+        total += functional.interpolate(blots, (height, width), mode="bicubic", align_corners=False)
+    return (total * 40 + 120).clamp(0, 255).to(torch.uint8)
+
+
 def _metadata(record: Record) -> dict[str, Any]:
     source = record.recipe.data
     return {
@@ -141,6 +155,7 @@ def _metadata(record: Record) -> dict[str, Any]:
         "ground": "white",
         "filter": "anti-aliased bicubic",
         "test_accuracy": record.summary.test_accuracy,
+        "test_interval_95": record.summary.test_interval_95,
         "licence": "that of the training data; the exporting program is Apache-2.0",
     }
 
