@@ -21,8 +21,8 @@ from torch.nn import functional as F
 _PRIOR_MEDIAN, _PRIOR_DEVIATION = 0.0193, 1.27
 """Of the ten shares: the geometric mean, and the standard deviation of their logarithms."""
 _FLATTENINGS = (0.0, 0.25, 0.5, 0.7, 0.85)
-_CONFUSED = 0.5
-"""The flattening from which errors count as confusions rather than as contradictions."""
+_KINDS = torch.tensor([4.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64).log()
+"""Before the labels are seen, errors at random are as likely as confusions of all four degrees together."""
 _SHARES = torch.logspace(math.log10(3e-4), math.log10(0.4), 23, dtype=torch.float64)
 _SHARPENINGS = torch.linspace(-0.15, 1.2, 19, dtype=torch.float64)
 """Logarithms of the factors on the log-probabilities: without errors a network would be surer."""
@@ -38,14 +38,15 @@ Cell = tuple[Tensor, Tensor, Tensor]
 class ErrorCount:
     """How many labels are wrong.
 
-    mean: of the posterior. low, high: its 95 % interval. confusions: probability that the errors look like
-    the network's own confusions. log_odds: fp64, N, of each label being wrong.
+    mean: of the posterior. low, high: its 95 % interval. at_random: probability that labels were replaced at
+    random. flattening: τ, the mean of its posterior. log_odds: fp64, N, of each label being wrong.
     """
 
     mean: float
     low: float
     high: float
-    confusions: float
+    at_random: float
+    flattening: float
     log_odds: Tensor
 
 
@@ -53,21 +54,24 @@ def error_count(labels: Tensor, logits: Tensor) -> ErrorCount:
     """Estimate the label errors. labels: int64, N; logits: fp64, N×K, calibrated log-probabilities."""
     grid = [[_of_labels(labels, logits, sharp, flat) for sharp in _SHARPENINGS] for flat in _FLATTENINGS]
     # τ × share: at the sharpening that explains the labels best.
-    likelihood, sharpest = _profile(torch.stack([torch.stack([_likelihood(*x) for x in row]) for row in grid]))
+    likelihood, sharpest = _profile(
+        torch.stack([torch.stack([_likelihood(*x) for x in row]) for row in grid])
+    )
     wrong, variance = _expected(grid, sharpest)
     steps = (len(_SHARES) - 1) * _FINE + 1
     shares = torch.logspace(*_SHARES[[0, -1]].log10().tolist(), steps, dtype=torch.float64)
     prior = -((shares / _PRIOR_MEDIAN).log() / _PRIOR_DEVIATION).square() / 2
     fine = [_between(part) for part in (likelihood, wrong, variance)]
-    posterior = (fine[0] + prior).flatten().softmax(0).view(len(_FLATTENINGS), steps)
+    posterior = (fine[0] + prior + _KINDS[:, None]).flatten().softmax(0).view(len(_FLATTENINGS), steps)
     means, deviations = fine[1].clamp_min(0), fine[2].clamp_min(1e-4).sqrt()
     low, high = (_quantile(posterior, means, deviations, level, len(labels)) for level in (0.025, 0.975))
-    confused = torch.tensor(_FLATTENINGS) >= _CONFUSED
+    kinds = posterior.sum(1)
     return ErrorCount(
         float((posterior * means).sum()),
         low,
         high,
-        float(posterior[confused].sum()),
+        float(kinds[0]),
+        float((kinds * torch.tensor(_FLATTENINGS)).sum()),
         _log_odds(grid, posterior, sharpest),
     )
 

@@ -24,8 +24,6 @@ _FLOOR = torch.finfo(torch.float32).tiny
 """Smaller probabilities count as this one, so that a zero has a logarithm."""
 _PRIOR_LOG_ODDS = -3.0
 """Log-odds, before the labels are seen, of a label being wrong: about 5 %."""
-_SHARPENED = 1.2
-"""Factor on the log-probabilities by which label errors that are confusions are ranked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +57,11 @@ def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
     labels = labels.detach().cpu()
     logits = _fitted(labels, _checked(labels, probabilities).clamp_min(_FLOOR).log())
     errors = error_count(labels, logits)
-    confused = errors.confusions > 0.5
-    order = (_confusion if confused else _contradiction)(labels, logits).argsort(descending=True, stable=True)
+    if errors.at_random > 0.5:
+        doubts = _contradiction(labels, logits)
+    else:
+        doubts = _confusion(labels, logits, errors.flattening)
+    order = doubts.argsort(descending=True, stable=True)
     scores = torch.empty(len(labels))
     scores[order] = errors.log_odds.sort(descending=True).values.float()
     interval = math.floor(errors.low), math.ceil(errors.high)
@@ -80,15 +81,17 @@ def _contradiction(labels: Tensor, logits: Tensor) -> Tensor:
     return _ahead(labels, logits - usual[labels].log())
 
 
-def _confusion(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return how far another class is ahead of the label, N, in probabilities, somewhat sharpened.
+def _confusion(labels: Tensor, logits: Tensor, flattening: float) -> Tensor:
+    """Return how far another class is ahead of the label, N, in probabilities.
 
-    Each is compared with the mean of its own class, the threshold of confident learning.
+    Each is compared with the mean of its own class, the threshold of confident learning. The less the errors
+    look like confusions, the flatter the probabilities and the less the threshold counts: chosen on labels of
+    a weaker network.
     """
     members = F.one_hot(labels, logits.shape[1]).double()
-    sharpened = (_SHARPENED * logits).softmax(1)
-    usual = (members * sharpened).sum(0) / members.sum(0).clamp_min(1)
-    return _ahead(labels, sharpened - usual)
+    probabilities = ((flattening + 0.25) * logits).softmax(1)
+    usual = (members * probabilities).sum(0) / members.sum(0).clamp_min(1)
+    return _ahead(labels, probabilities - min(2 * flattening, 1.0) * usual)
 
 
 def _ahead(labels: Tensor, values: Tensor) -> Tensor:
