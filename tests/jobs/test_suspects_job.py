@@ -44,7 +44,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def judges(monkeypatch: pytest.MonkeyPatch, network: Callable[[Job], nn.Module]) -> None:
     """Let cross-fitting take other networks than trained ones."""
-    monkeypatch.setattr(job_suspects, "_trained", lambda job, quiet: network(job))
+    monkeypatch.setattr(job_suspects, "trained", lambda job, quiet: network(job))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -101,7 +101,7 @@ def test_a_network_learns_by_its_recipe_and_averaged_weights_judge(average_decay
     images, recipe = image_set(80, size=32), small_recipe().replace(epochs=6, average_decay=average_decay)
     job = Job.with_images(images, images, recipe, CPU)
     before = evaluate(job.model, images, CPU).loss
-    judge = job_suspects._trained(job, quiet=True)
+    judge = job_suspects.trained(job, quiet=True)
     assert evaluate(judge, images, CPU).loss < 0.8 * before
     last, mean = (evaluate(model, images, CPU).probabilities for model in (job.model, judge))
     assert torch.allclose(last, mean) is (average_decay == 0)
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_neither_file(run: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_exhausted_memory_names_a_batch_that_fits(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_suspects, "_trained", Mock(side_effect=MemoryError))
+    monkeypatch.setattr(job_suspects, "trained", Mock(side_effect=MemoryError))
     before = files(run)
     with pytest.raises(RunFailed, match="out of memory with batches of 20") as raised:
         cross_fit(run, **QUIET)

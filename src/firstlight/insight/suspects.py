@@ -1,10 +1,10 @@
 """Label errors, from the probabilities of networks that were not trained on the images they judge.
 
 The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). First the probabilities
-are calibrated by a model with K + 2 parameters, fitted to the labels by maximum likelihood: a temperature, and
-a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that neither an overconfident network nor
-a class of low confidence looks like label errors; and the share of labels that were replaced at random, which
-explains the labels that contradict the calibrated network. Then `error_count` estimates how many labels are
+are calibrated by a model with K + 2 parameters, fitted to the labels by maximum likelihood: a temperature,
+and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that neither an overconfident network
+nor a class of low confidence looks like label errors; and the share of labels that were replaced at random,
+which explains the labels that contradict the calibrated network. Then `error_count` estimates how many labels are
 wrong, and of which kind they are; the kind chooses the ranking.
 """
 
@@ -31,8 +31,7 @@ class Suspects:
     """Images ranked by how likely their label is an error.
 
     order: int64, N, all indices, the likeliest error first.
-    scores: fp32, N, log-odds of a label being wrong, as they are for labels of its rank; above 0 it is likelier
-        wrong than right.
+    scores: fp32, N, log-odds of a label of its rank being wrong; above 0 it is likelier wrong than right.
     suggested: int64, N, the likeliest class, whatever the label.
     count: the estimated number of label errors. Those that contradict the network can be counted. Those that
         are the network's own confusions cannot: there the number rests on how many label errors published
