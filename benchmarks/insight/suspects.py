@@ -1,9 +1,9 @@
 """Label errors: how many of the images that are ranked first are truly mislabelled, ours and cleanlab's.
 
     make bench SCRIPT=benchmarks/insight/suspects.py     # in an environment with cleanlab
-    python -m benchmarks.insight.suspects --set cifar --errors network --share 0.02 --seeds 3 --keep FOLDER --record
+    python -m benchmarks.insight.suspects --set cifar --errors network --share 0.02 --keep FOLDER --record
 
-A share of the labels of a training set is wrong. `random`: replaced by another class, drawn from the seed.
+A share of the labels of a training set is wrong. `random`: replaced by another class, drawn by the seed.
 `network`: some of those that another, weaker network predicts wrongly get its prediction; it was trained on
 other, rightly labelled images. Every image is judged by a network that was not trained on it, and all rankings
 read the same probabilities. As many images are looked at as labels are wrong: precision is the share of them
@@ -52,6 +52,7 @@ OURS = "firstlight"
 SHARE, FOLDS = 0.05, 4
 CIFAR_IMAGES, WEAK_POOL, WEAK_CIFAR = 5000, 4000, 200
 WEAK_SHAPES, WEAK_EPOCHS = 2000, 12
+COUNTS = "cleanlab find_label_issues by self_confidence"
 KEYS = ("labels", "true", "probabilities")
 METHODS = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 

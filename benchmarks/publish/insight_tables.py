@@ -44,6 +44,7 @@ def pointing(tables: Tables) -> str:
 
 CHOSEN_ON = "0"
 """The seed whose settings chose the model of label errors; the others were looked at afterwards."""
+BEFORE = "as it was before errors like the network's own were modelled"
 SETS = {"shapes": "shapes", "cifar": "CIFAR-10 features"}
 ERRORS = {"random": "at random", "network": "of a weaker network", "none": "none"}
 
@@ -59,9 +60,6 @@ def suspects(tables: Tables) -> str:
     runs = {(row["ranking"], row["seed"]): row for row in early if setting(row) == setting(last)}
     source = f"{last['baseline']}; {last['note']}, {last['epochs']} epochs; firstlight {BEFORE}."
     return f"{confusions(tables)}\n\n{label_errors.table(list(runs.values()))}\n\n{source}"
-
-
-BEFORE = "as it was before errors like the network's own were modelled"
 
 
 def confusions(tables: Tables) -> str:
@@ -80,6 +78,9 @@ def confusions(tables: Tables) -> str:
         counts = ", ".join(
             f"{row['estimated_wrong']} ({row['estimated_low']} to {row['estimated_high']})" for row in ours
         )
+        theirs = ", ".join(
+            row["estimated_wrong"] for (name, _), row in by_ranking.items() if name == label_errors.COUNTS
+        )
         scores = "| | | |"
         if wrong:
             best = [
@@ -96,8 +97,8 @@ def confusions(tables: Tables) -> str:
             )
         lines.append(
             f"{SETS[images]} | {ERRORS[errors]} | {'yes' if chosen else 'no'} | {len(ours)} | {wrong} "
-            f"| {counts} {scores}"
+            f"| {counts} | {theirs} {scores}"
         )
-    titles = "images | errors | chose the model | n | wrong | estimated, 95 % interval | average precision "
-    titles += "| cleanlab's best | precision at the number | cleanlab's best"
+    titles = "images | errors | chose the model | n | wrong | estimated, 95 % interval | cleanlab "
+    titles += "| average precision | cleanlab's best | precision at the number | cleanlab's best"
     return f"{table(titles, lines)}\n\n{'; '.join(sorted(sizes))}."

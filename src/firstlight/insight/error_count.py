@@ -59,7 +59,8 @@ def error_count(labels: Tensor, logits: Tensor) -> ErrorCount:
     )
     wrong, variance = _expected(grid, sharpest)
     steps = (len(_SHARES) - 1) * _FINE + 1
-    shares = torch.logspace(*_SHARES[[0, -1]].log10().tolist(), steps, dtype=torch.float64)
+    first, last = _SHARES.log10()[[0, -1]].tolist()
+    shares = torch.logspace(first, last, steps, dtype=torch.float64)
     prior = -((shares / _PRIOR_MEDIAN).log() / _PRIOR_DEVIATION).square() / 2
     fine = [_between(part) for part in (likelihood, wrong, variance)]
     posterior = (fine[0] + prior + _KINDS[:, None]).flatten().softmax(0).view(len(_FLATTENINGS), steps)

@@ -4,8 +4,8 @@ The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00
 are calibrated by a model with K + 2 parameters, fitted to the labels by maximum likelihood: a temperature,
 and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that neither an overconfident network
 nor a class of low confidence looks like label errors; and the share of labels that were replaced at random,
-which explains the labels that contradict the calibrated network. Then `error_count` estimates how many labels are
-wrong, and of which kind they are; the kind chooses the ranking.
+which explains the labels that contradict the calibrated network. Then `error_count` estimates how many labels
+are wrong, and of which kind they are; the kind chooses the ranking.
 """
 
 from __future__ import annotations
