@@ -5,8 +5,8 @@
 
 A share of the labels of a training set is wrong. `random`: replaced by another class, drawn by the seed.
 `network`: some of those that another, weaker network predicts wrongly get its prediction; it was trained on
-other, rightly labelled images. Every image is judged by a network that was not trained on it, and all rankings
-read the same probabilities. As many images are looked at as labels are wrong: precision is the share of them
+other, rightly labelled images. Every image is judged by a network that was not trained on it, and all
+rankings read the same probabilities. As many images are looked at as labels are wrong: precision is the share of them
 whose label is. Another seed is other labels and other networks, and for `shapes` another set.
 
 `shapes`: cross-fitted as by `firstlight suspects`; the weaker network is half as wide, and was trained for 12
