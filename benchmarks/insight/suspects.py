@@ -6,8 +6,8 @@
 A share of the labels of a training set is wrong. `random`: replaced by another class, drawn by the seed.
 `network`: some of those that another, weaker network predicts wrongly get its prediction; it was trained on
 other, rightly labelled images. Every image is judged by a network that was not trained on it, and all
-rankings read the same probabilities. As many images are looked at as labels are wrong: precision is the share of them
-whose label is. Another seed is other labels and other networks, and for `shapes` another set.
+rankings read the same probabilities. As many images are looked at as labels are wrong: precision is the share
+of them whose label is. Another seed is other labels and other networks, and for `shapes` another set.
 
 `shapes`: cross-fitted as by `firstlight suspects`; the weaker network is half as wide, and was trained for 12
 epochs on 2,000 images. `cifar`: a linear layer on the frozen features of 5,000 training images of CIFAR-10 at
