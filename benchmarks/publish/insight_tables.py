@@ -42,10 +42,63 @@ def pointing(tables: Tables) -> str:
     return f"{table(titles, lines)}\n\nAt least {CLEARLY} points above the centre: {'; '.join(where)}."
 
 
+CHOSEN_ON = "0"
+"""The seed whose settings chose the model of label errors; the others were looked at afterwards."""
+BEFORE = "as it was before errors like the network's own were modelled"
+SETS = {"shapes": "shapes", "cifar": "CIFAR-10 features"}
+ERRORS = {"random": "at random", "network": "of a weaker network", "none": "none"}
+
+
 def suspects(tables: Tables) -> str:
-    """Write the rankings of label errors, means over the seeds of the newest setting."""
-    rows, setting = tables["suspects"], itemgetter("note", "epochs", "baseline")
-    last = rows[-1]
-    runs = {(row["ranking"], row["seed"]): row for row in rows if setting(row) == setting(last)}
-    source = f"{last['baseline']}; {last['note']}, {last['epochs']} epochs."
-    return f"{label_errors.table(list(runs.values()))}\n\n{source}"
+    """Write the rankings of label errors, means over the seeds of the newest setting of errors at random.
+
+    And, for every set, kind and share of errors, ours and the best of cleanlab's rankings.
+    """
+    early = [row for row in tables["suspects"] if not row.get("errors")]
+    setting = itemgetter("note", "epochs", "baseline")
+    last = early[-1]
+    runs = {(row["ranking"], row["seed"]): row for row in early if setting(row) == setting(last)}
+    source = f"{last['baseline']}; {last['note']}, {last['epochs']} epochs; firstlight {BEFORE}."
+    return f"{confusions(tables)}\n\n{label_errors.table(list(runs.values()))}\n\n{source}"
+
+
+def confusions(tables: Tables) -> str:
+    """Write a line for each set, kind and share of errors, and for seeds that chose the model or did not."""
+    cells: dict[tuple[str, str, str, bool], dict[tuple[str, str], Row]] = {}
+    for row in tables["suspects"]:
+        if row.get("errors"):
+            key = row["images"], row["errors"], row["share"], row["seed"] == CHOSEN_ON
+            cells.setdefault(key, {})[row["ranking"], row["seed"]] = row
+    lines, sizes = [], set()
+    for (images, errors, share, chosen), by_ranking in sorted(cells.items()):
+        ours = [row for row in by_ranking.values() if row["ranking"] == label_errors.OURS]
+        size = int(ours[0]["note"].split()[0])
+        sizes.add(f"{SETS[images]}: {ours[0]['note']}")
+        wrong = round(float(share) * size)
+        counts = ", ".join(
+            f"{row['estimated_wrong']} ({row['estimated_low']} to {row['estimated_high']})" for row in ours
+        )
+        theirs = ", ".join(
+            row["estimated_wrong"] for (name, _), row in by_ranking.items() if name == label_errors.COUNTS
+        )
+        scores = "| | | |"
+        if wrong:
+            best = [
+                max(
+                    mean([row for row in by_ranking.values() if row["ranking"] == name], key)
+                    for name, _ in by_ranking
+                    if name != label_errors.OURS
+                )
+                for key in ("average_precision", "precision_at_wrong")
+            ]
+            scores = (
+                f"| {mean(ours, 'average_precision'):.3f} | {best[0]:.3f} "
+                f"| {mean(ours, 'precision_at_wrong'):.3f} | {best[1]:.3f}"
+            )
+        lines.append(
+            f"{SETS[images]} | {ERRORS[errors]} | {'yes' if chosen else 'no'} | {len(ours)} | {wrong} "
+            f"| {counts} | {theirs} {scores}"
+        )
+    titles = "images | errors | chose the model | n | wrong | estimated, 95 % interval | cleanlab "
+    titles += "| average precision | cleanlab's best | precision at the number | cleanlab's best"
+    return f"{table(titles, lines)}\n\n{'; '.join(sorted(sizes))}."

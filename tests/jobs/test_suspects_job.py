@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def judges(monkeypatch: pytest.MonkeyPatch, network: Callable[[Job], nn.Module]) -> None:
     """Let cross-fitting take other networks than trained ones."""
-    monkeypatch.setattr(job_suspects, "_trained", lambda job, quiet: network(job))
+    monkeypatch.setattr(job_suspects, "trained", lambda job, quiet: network(job))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -101,7 +102,7 @@ def test_a_network_learns_by_its_recipe_and_averaged_weights_judge(average_decay
     images, recipe = image_set(80, size=32), small_recipe().replace(epochs=6, average_decay=average_decay)
     job = Job.with_images(images, images, recipe, CPU)
     before = evaluate(job.model, images, CPU).loss
-    judge = job_suspects._trained(job, quiet=True)
+    judge = job_suspects.trained(job, quiet=True)
     assert evaluate(judge, images, CPU).loss < 0.8 * before
     last, mean = (evaluate(model, images, CPU).probabilities for model in (job.model, judge))
     assert torch.allclose(last, mean) is (average_decay == 0)
@@ -201,7 +202,7 @@ def test_a_full_disk_leaves_neither_file(run: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_exhausted_memory_names_a_batch_that_fits(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_suspects, "_trained", Mock(side_effect=MemoryError))
+    monkeypatch.setattr(job_suspects, "trained", Mock(side_effect=MemoryError))
     before = files(run)
     with pytest.raises(RunFailed, match="out of memory with batches of 20") as raised:
         cross_fit(run, **QUIET)
@@ -251,14 +252,17 @@ def test_damaged_suspects_are_named_missing_ones_are_none_and_names_come_from_th
         "suggested": (whole["suggested"] - 9,),
         "images": (whole["images"][:-1], whole["images"].float()),
         "count": (torch.tensor(131), torch.tensor([1, 2])),
+        "interval": (torch.tensor([0, 131]), torch.tensor(3), torch.tensor([-1, 5])),
     }
     for name, value in ((name, value) for name, values in damaged.items() for value in values):
         folder.write_tensors(kept_suspects.SUSPECTS, {**whole, name: value})
         with pytest.raises(InputError, match=kept_suspects.SUSPECTS):
             _ = Record(folder).suspects
-    older = {key: whole[key] for key in whole if key != "names"}
+    assert kept.interval == tuple(whole["interval"].tolist())
+    older = {key: whole[key] for key in whole if key not in ("names", "interval")}
     folder.write_tensors(kept_suspects.SUSPECTS, older)
-    assert Record(folder).suspects.names[1] == f"#{second}"  # type: ignore[union-attr]
+    old = Record(folder).suspects
+    assert old is not None and old.names[1] == f"#{second}" and old.interval is None
     for name in older:
         folder.write_tensors(kept_suspects.SUSPECTS, {key: whole[key] for key in whole if key != name})
         with pytest.raises(InputError, match=name):
@@ -285,7 +289,8 @@ def test_the_shell_says_how_many_and_which(
     output = capsys.readouterr().out
     assert end.value.code == 0 and "3 networks" in output
     assert str(run / kept_suspects.SUSPECTS_TABLE) in output
-    assert ("about 2 of 130 labels look wrong" if wrong else "none of 130 labels looks wrong") in output
+    said = "about 2 of 130 labels may be wrong" if wrong else "none of 130 labels looks wrong"
+    assert re.search(rf"{said} \(95 % interval \d+ to \d+\)", output)
     names = images.classes
     assert [line.strip() for line in output.splitlines() if "labelled" in line] == [
         f"{index}  train/{index:05d}  labelled {names[images.labels[index]]}, looks like {names[true[index]]}"

@@ -130,10 +130,12 @@ def suspects(run: Path, **options: Any) -> None:
 
     opened = open_run(run)
     errors, classes = suspects(opened, **options), opened.data.classes
+    interval = "" if errors.interval is None else " (95 % interval {:,} to {:,})".format(*errors.interval)
+    total = f"{len(errors.labels):,} labels"
     if errors.count:
-        echo(f"about {errors.count:,} of {len(errors.labels):,} labels look wrong; the most doubtful:")
+        echo(f"about {errors.count:,} of {total} may be wrong{interval}; the most doubtful:")
     else:
-        echo(f"none of {len(errors.labels):,} labels looks wrong for certain")
+        echo(f"none of {total} looks wrong{interval}")
     rows = list(zip(errors.indices.tolist(), errors.names, errors.suggested.tolist(), strict=True))
     for index, name, suggested in rows[: min(errors.count, 20)]:
         label = classes[int(errors.labels[index])]

@@ -1,10 +1,11 @@
 """Label errors, from the probabilities of networks that were not trained on the images they judge.
 
-The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). The answer is a model
-with K + 2 parameters, fitted to the labels by maximum likelihood. A temperature, and a bias for each class,
-calibrate the probabilities (Alexandari et al. 2020, arXiv 1901.06852), so that neither an overconfident
-network nor a class of low confidence looks like label errors. The last parameter is the share of labels that
-were replaced by another class at random: it explains the labels that contradict the calibrated network.
+The question is that of confident learning (Northcutt et al. 2021, arXiv 1911.00068). First the probabilities
+are calibrated by a model with K + 2 parameters, fitted to the labels by maximum likelihood: a temperature,
+and a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), so that neither an overconfident network
+nor a class of low confidence looks like label errors; and the share of labels that were replaced at random,
+which explains the labels that contradict the calibrated network. Then `error_count` estimates how many labels
+are wrong, and of which kind they are; the kind chooses the ranking.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from firstlight.errors import InputError
+from firstlight.insight.error_count import error_count
 
 _FLOOR = torch.finfo(torch.float32).tiny
 """Smaller probabilities count as this one, so that a zero has a logarithm."""
@@ -29,17 +31,19 @@ class Suspects:
     """Images ranked by how likely their label is an error.
 
     order: int64, N, all indices, the likeliest error first.
-    scores: fp32, N, log-odds of the likeliest other class against the label; above 0 the other is likelier.
+    scores: fp32, N, log-odds of a label of its rank being wrong; above 0 it is likelier wrong than right.
     suggested: int64, N, the likeliest class, whatever the label.
-    count: the estimated number of label errors: labels that are likelier wrong than right. It is 0 for a
-        network that has learned nothing, and too low where labels were confused with similar classes, which
-        the network confuses too.
+    count: the estimated number of label errors. Those that contradict the network can be counted. Those that
+        are the network's own confusions cannot: there the number rests on how many label errors published
+        sets had, and `interval` is wide.
+    interval: the 95 % interval of that number.
     """
 
     order: Tensor
     scores: Tensor
     suggested: Tensor
     count: int
+    interval: tuple[int, int]
 
 
 def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
@@ -50,15 +54,48 @@ def suspects(labels: Tensor, probabilities: Tensor) -> Suspects:
     not fit together.
     """
     labels = labels.detach().cpu()
-    logits, share = _fitted(labels, _checked(labels, probabilities).clamp_min(_FLOOR).log())
-    classes = logits.shape[1]
-    of_label = logits.gather(1, labels[:, None]).squeeze(1)
-    of_other = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    scores = (of_other - of_label + math.log(share / (1 - share) / (classes - 1))).float()
-    suggested = logits.argmax(1)
-    right, wrong = (1 - share) * of_label.exp(), share / (classes - 1) * -torch.expm1(of_label)
-    count = int(((wrong > right) & (suggested != labels)).sum())
-    return Suspects(scores.argsort(descending=True, stable=True), scores, suggested, count)
+    logits = _fitted(labels, _checked(labels, probabilities).clamp_min(_FLOOR).log())
+    errors = error_count(labels, logits)
+    if errors.at_random > 0.5:
+        doubts = _contradiction(labels, logits)
+    else:
+        doubts = _confusion(labels, logits, errors.flattening)
+    order = doubts.argsort(descending=True, stable=True)
+    scores = torch.empty(len(labels))
+    scores[order] = errors.log_odds.sort(descending=True).values.float()
+    interval = math.floor(errors.low), math.ceil(errors.high)
+    return Suspects(order, scores, logits.argmax(1), round(errors.mean), interval)
+
+
+def _contradiction(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return how far another class is ahead of the label, N, in log-probabilities.
+
+    Each class is compared with its mean probability among images of that label: what a label is often
+    confused with says less against it.
+    """
+    members = F.one_hot(labels, logits.shape[1]).double()
+    probabilities = logits.exp()
+    # One image more for each label, of mean probabilities, where a label has few or none.
+    usual = (members.T @ probabilities + probabilities.mean(0)) / (members.sum(0) + 1)[:, None]
+    return _ahead(labels, logits - usual[labels].log())
+
+
+def _confusion(labels: Tensor, logits: Tensor, flattening: float) -> Tensor:
+    """Return how far another class is ahead of the label, N, in probabilities.
+
+    Each is compared with the mean of its own class, the threshold of confident learning. The less the errors
+    look like confusions, the flatter the probabilities and the less the threshold counts: chosen on labels of
+    a weaker network.
+    """
+    members = F.one_hot(labels, logits.shape[1]).double()
+    probabilities = ((flattening + 0.25) * logits).softmax(1)
+    usual = (members * probabilities).sum(0) / members.sum(0).clamp_min(1)
+    return _ahead(labels, probabilities - min(2 * flattening, 1.0) * usual)
+
+
+def _ahead(labels: Tensor, values: Tensor) -> Tensor:
+    at = labels[:, None]
+    return values.scatter(1, at, -math.inf).amax(1) - values.gather(1, at).squeeze(1)
 
 
 def _checked(labels: Tensor, probabilities: Tensor) -> Tensor:
@@ -82,8 +119,8 @@ def _checked(labels: Tensor, probabilities: Tensor) -> Tensor:
     return rows / sums[:, None]
 
 
-def _fitted(labels: Tensor, logits: Tensor) -> tuple[Tensor, float]:
-    """Return calibrated log-probabilities, fp64, N×K, and the share of labels replaced at random.
+def _fitted(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return calibrated log-probabilities, fp64, N×K.
 
     They are the most probable under a normal prior of deviation 1, which matters where the labels say little:
     for a few hundred images, or a network whose confidence never varies.
@@ -109,4 +146,4 @@ def _fitted(labels: Tensor, logits: Tensor) -> tuple[Tensor, float]:
 
     optimizer.step(loss)
     with torch.no_grad():
-        return calibrated(), float(torch.sigmoid(values[1]))
+        return calibrated()

@@ -91,7 +91,7 @@ def out_of_sample(
         start = time.perf_counter()
         inside, outside = (torch.nonzero(part).flatten() for part in (fold == number, fold != number))
         job = Job.with_images(images.subset(outside), images.subset(inside), recipe, machine)
-        evaluation = evaluate(_trained(job, quiet), job.test, machine, views=_views(recipe))
+        evaluation = evaluate(trained(job, quiet), job.test, machine, views=_views(recipe))
         probabilities[inside] = evaluation.probabilities
         if not quiet:
             say(
@@ -123,7 +123,7 @@ def _views(recipe: Recipe) -> Views:
     return Views(mirror=recipe.views.mirror)
 
 
-def _trained(job: Job, quiet: bool) -> torch.nn.Module:
+def trained(job: Job, quiet: bool = False) -> torch.nn.Module:
     """Train a job's network from its beginning to its end; nothing is kept on disk."""
     state, machine, objective = job.state(), job.machine, job.recipe.objective
     step = choose_step(state, machine)

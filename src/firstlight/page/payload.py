@@ -43,7 +43,8 @@ class Answers:
 
     items: by name, a value an image: the mistakes, the highest loss first, then right answers with an image.
     sheet: the images as one picture, where there are any; indices: of its tiles in the test set.
-    suspects: positions of items, the most doubtful label first; suspect_count: wrong labels, estimated.
+    suspects: positions of items, the most doubtful label first; suspect_count: wrong labels, estimated, and
+        its 95 % interval.
     """
 
     evaluation: Evaluation
@@ -52,6 +53,7 @@ class Answers:
     indices: Tensor
     suspects: list[int]
     suspect_count: int
+    suspect_interval: tuple[int, int]
 
     def extent(self) -> str:
         """Say which images the page has and which it leaves out."""
@@ -80,12 +82,12 @@ def answers(
     sheet, indices = (None, torch.zeros(0, dtype=torch.int64)) if images is None else sheet_within(*images)
     items = _items(evaluation, names, indices)
     ranking = suspects(evaluation.labels, evaluation.probabilities)
-    # The estimate is cautious, so a few more of the ranking are shown, where prediction and label differ.
+    # The estimate may be small, so a few more of the ranking are shown, where prediction and label differ.
     wrong = (evaluation.predictions != evaluation.labels)[ranking.order]
     doubtful = ranking.order[wrong][: shown_suspects(ranking.count)].tolist()
     position = {index: number for number, index in enumerate(items["index"])}
     shown = [position[index] for index in doubtful if index in position]
-    return Answers(evaluation, items, sheet, indices, shown, ranking.count)
+    return Answers(evaluation, items, sheet, indices, shown, ranking.count, ranking.interval)
 
 
 def shown_suspects(estimated: int) -> int:

@@ -83,7 +83,7 @@ def _advice(evaluation: Evaluation, history: History, recipe: Recipe) -> str:
 def _next_steps(evaluation: Evaluation, head: HeadFacts, label_errors: int) -> str:
     """Return what to do next, in three sentences: labels, photos, and the pair to photograph."""
     labels = (
-        f"Look first at the {label_errors:,} training labels below that are likely wrong."
+        f"Look first at the most doubtful training labels below: about {label_errors:,} may be wrong."
         if label_errors
         else "No training label is likely wrong; look at the most doubtful ones below all the same."
     )

@@ -26,7 +26,7 @@ class TrainingSuspects:
     """What a run folder keeps of the label errors of its training set.
 
     labels: int64, N, and probabilities: N×K, out of sample, rounded to fp16; of the whole training set.
-    count: the estimated number of wrong labels.
+    count: the estimated number of wrong labels, and its 95 % interval, none from an earlier version.
     indices: int64, scores: fp32, suggested: int64, as in `Suspects`, images: uint8, and names; of the most
         doubtful, at most `KEPT_SUSPECTS`, the most doubtful first.
     """
@@ -34,6 +34,7 @@ class TrainingSuspects:
     labels: Tensor
     probabilities: Tensor
     count: int
+    interval: tuple[int, int] | None
     indices: Tensor
     scores: Tensor
     suggested: Tensor
@@ -48,6 +49,7 @@ class TrainingSuspects:
             "labels": images.labels,
             "probabilities": probabilities.half(),
             "count": torch.tensor(ranking.count),
+            "interval": torch.tensor(ranking.interval),
             "indices": kept,
             "scores": ranking.scores[kept],
             "suggested": ranking.suggested[kept],
@@ -65,6 +67,7 @@ class TrainingSuspects:
             images.labels,
             probabilities.half().float(),
             ranking.count,
+            ranking.interval,
             kept,
             ranking.scores[kept],
             ranking.suggested[kept],
@@ -97,12 +100,20 @@ class TrainingSuspects:
         images = check_tensor(tensors.get("images"), f"{where}: images", (torch.uint8,), (kept, *data.shape))
         bounds = 0, len(labels)
         count = int(check_tensor(tensors.get("count"), f"{where}: count", whole, (), bounds))
+        interval = _interval(tensors.get("interval"), f"{where}: interval", bounds)
         known = tables.names(folder.read_text(SUSPECTS_TABLE)) if folder.has(SUSPECTS_TABLE) else {}
         written = _decoded(tensors.get("names"))
         if len(written) != len(indices):  # by an earlier version
             written = [f"#{index}" for index in indices.tolist()]
         names = [known.get(index, name) for index, name in zip(indices.tolist(), written, strict=True)]
-        return cls(labels, rows.float(), count, indices, scores.float(), suggested, images, names)
+        return cls(labels, rows.float(), count, interval, indices, scores.float(), suggested, images, names)
+
+
+def _interval(values: Tensor | None, name: str, bounds: tuple[int, int]) -> tuple[int, int] | None:
+    if values is None:  # by an earlier version
+        return None
+    low, high = check_tensor(values, name, (torch.int64,), (2,), bounds).tolist()
+    return low, high
 
 
 def _encoded(names: Sequence[str]) -> Tensor:
