@@ -7,20 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from folders import scene
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from firstlight.data.near_duplicates import near_groups
-
-
-def scene(seed: int) -> Image.Image:
-    """Return a picture whose detail falls with frequency, as that of photos does."""
-    draws = np.random.default_rng(seed)
-    total = np.zeros((192, 256, 3))
-    for cells in (3, 6, 12, 24):
-        coarse = Image.fromarray(draws.integers(0, 256, (cells, cells, 3)).astype(np.uint8))
-        total += np.asarray(coarse.resize((256, 192), Image.Resampling.BICUBIC), float) * 3 / cells
-    total -= total.min()
-    return Image.fromarray((total / total.max() * 255).astype(np.uint8))
 
 
 def thumbnails(*pictures: Image.Image) -> np.ndarray:

@@ -53,7 +53,7 @@ def near_pairs(thumbnails: Bytes) -> list[Pair]:
 
 
 def groups_of(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return groups of two or more of `count` things that pairs join, each sorted, in the order of their first."""
+    """Return groups of two or more of `count` things that pairs join, sorted."""
     parents = list(range(count))
 
     def root(index: int) -> int:
@@ -110,7 +110,7 @@ def _alike(one: Bytes, other: Bytes) -> npt.NDArray[np.bool_]:
     pairs = [(first, second)]
     for cut in (1, 2):
         pairs += [(_inner(first, cut), second), (first, _inner(second, cut))]
-    return np.max([_correlation(*pair) for pair in pairs], 0) >= _ALIKE_PIXELS
+    return np.asarray(np.max([_correlation(*pair) for pair in pairs], 0) >= _ALIKE_PIXELS)
 
 
 def _signatures(grey: Floats) -> Floats:
@@ -125,7 +125,7 @@ def _normalised(rows: Floats) -> Floats:
 
 
 def _inner(pictures: Floats, cut: int) -> Floats:
-    """Return pictures without `cut` pixels at each edge, brought to their old size by linear interpolation."""
+    """Return pictures without `cut` pixels at each edge, brought to their old size by interpolation."""
     at = np.linspace(cut - 0.5, SIDE - cut - 0.5, SIDE + 1)
     centres = (at[:-1] + at[1:]) / 2
     low = np.clip(np.floor(centres).astype(int), 0, SIDE - 2)
@@ -137,4 +137,4 @@ def _inner(pictures: Floats, cut: int) -> Floats:
 def _correlation(one: Floats, other: Floats) -> Floats:
     size = len(one), 3 * SIDE * SIDE
     first, second = _normalised(one.reshape(size)), _normalised(other.reshape(size))
-    return np.einsum("ij,ij->i", first, second)
+    return np.asarray(np.einsum("ij,ij->i", first, second))
