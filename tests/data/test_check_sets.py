@@ -14,9 +14,9 @@ import pytest
 from folders import scene
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-import firstlight
 from firstlight.cli import main
-from firstlight.data.check import Check
+from firstlight.data.check import Check, check
+from firstlight.errors import InputError
 
 
 class Messy:
@@ -160,7 +160,6 @@ def messy(root: Path) -> Messy:
     clear.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 256).astype(np.uint8), (192, 1))))
     made.save("train/dog/clear.png", clear)
     made.plant("transparency", "transparent", "train/dog/clear.png")
-    made.save("train/dog/opaque.png", made.scene().convert("RGBA"))  # nothing in it is transparent
     made.path("train/dog/false.jpg").write_bytes(encoded(made.scene(), "PNG"))
     made.plant("a wrong suffix", "wrong suffix", "train/dog/false.jpg")
     return made
@@ -169,7 +168,7 @@ def messy(root: Path) -> Messy:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Messy, Check]:
     set_of_pictures = messy(tmp_path_factory.mktemp("messy"))
-    return set_of_pictures, firstlight.check(set_of_pictures.root)
+    return set_of_pictures, check(set_of_pictures.root)
 
 
 def test_every_planted_defect_is_found_and_its_files_are_named(made: tuple[Messy, Check]) -> None:
@@ -232,7 +231,7 @@ def clean(root: Path, parts: tuple[str, ...] = ("train", "test")) -> Path:
 
 
 def test_nothing_is_found_among_digits_on_white_plain_colours_and_scenes(tmp_path: Path) -> None:
-    result = firstlight.check(clean(tmp_path / "set"))
+    result = check(clean(tmp_path / "set"))
     assert [(each.kind, each.groups[:5]) for each in result.findings] == []
     assert result.counts == {"colours": 200, "digits": 200, "harbour": 60, "meadow": 60}
 
@@ -243,7 +242,7 @@ def test_mirror_images_of_two_classes_are_a_note_and_no_error(tmp_path: Path) ->
         for number in range(12):
             arrow = scene(number)
             (arrow if label == "left" else ImageOps.mirror(arrow)).save(tmp_path / label / f"{number}.png")
-    result = firstlight.check(tmp_path)
+    result = check(tmp_path)
     assert [each.kind for each in result.findings] == ["mirrored"] and not result.is_wrong
     assert result.findings[0].groups[0] == ("left/0.png", "right/0.png")
 
@@ -253,9 +252,9 @@ def test_class_folders_without_a_split_are_checked_as_they_are(tmp_path: Path) -
         (tmp_path / label).mkdir()
         for number in range(12):
             scene(100 * (label == "b") + number).save(tmp_path / label / f"{number}.png")
-    assert firstlight.check(tmp_path).findings == ()
+    assert check(tmp_path).findings == ()
     shutil.copy(tmp_path / "a/0.png", tmp_path / "a/copy.png")
-    assert [each.kind for each in firstlight.check(tmp_path).findings] == ["exact duplicate"]
+    assert [each.kind for each in check(tmp_path).findings] == ["exact duplicate"]
 
 
 @pytest.mark.parametrize("make", ["nothing", "one class", "only in test", "no archive"])
@@ -279,5 +278,5 @@ def test_what_stops_the_listing_is_one_finding(
 
 
 def test_a_path_that_is_not_there_stays_an_error(tmp_path: Path) -> None:
-    with pytest.raises(firstlight.InputError, match="there is no folder or file"):
-        firstlight.check(tmp_path / "gone")
+    with pytest.raises(InputError, match="there is no folder or file"):
+        check(tmp_path / "gone")

@@ -32,12 +32,14 @@ class Check:
     """What a folder holds, and what was found in it, the most serious first.
 
     cut: share of the average readable picture that fit=crop would cut away.
+    page: path of the page that shows the findings, None where none was written.
     """
 
     path: str
     counts: dict[str, int]
     findings: tuple[Finding, ...]
     cut: float = 0.0
+    page: str | None = None
 
     @property
     def is_wrong(self) -> bool:
@@ -141,3 +143,5 @@ def lines(result: Check) -> Iterator[str]:
         yield f"{kind}: {advice}"
     if not result.findings:
         yield "nothing found"
+    if result.page is not None:
+        yield f"page: {printable(result.page)}"

@@ -1,4 +1,4 @@
-"""What each picture of a folder is by itself: unreadable, misnamed, blank, grey, small, long, in a rare mode."""
+"""What a picture is by itself: unreadable, misnamed, blank, grey, small, long, or of a rare mode."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def odd_pictures(
          "fit=crop cuts away more than a third of each", "--set fit=pad keeps the whole picture."),
         ("16-bit", [index for index in good if facts[index].is_16_bit],
          "16-bit values, brought to 8 bits", "Nothing, if the picture is not too dark."),
-        ("transparent", [index for index in good if facts[index].is_transparent],
-         "transparent, laid on white", "Nothing, if white is a good ground."),
+        ("transparent", [index for index in good if facts[index].may_be_transparent],
+         "an opacity channel or a transparent colour, laid on white", "Nothing, if white is a good ground."),
         ("CMYK", [index for index in good if facts[index].is_cmyk],
          "in inks, brought to RGB without a colour profile", "Save as RGB where the colours matter."),
         ("EXIF turn", turned, "turned upright by EXIF", "Nothing: they are read upright."),

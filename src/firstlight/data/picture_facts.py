@@ -59,7 +59,7 @@ class PictureFacts:
     turn: int = 1
     is_16_bit: bool = False
     is_cmyk: bool = False
-    is_transparent: bool = False
+    may_be_transparent: bool = False
 
 
 def facts_of(pictures: Sequence[Picture]) -> list[PictureFacts]:
@@ -96,16 +96,11 @@ def _facts(path: Path) -> PictureFacts:
             tiles = getattr(image, "tile", None)
             raw_mode = str(tiles[0][3]) if tiles else ""
             is_16_bit = image.mode.startswith("I;16") or image.mode == "I" or "16" in raw_mode
-            return PictureFacts(kind, size, turn, is_16_bit, image.mode == "CMYK", _is_transparent(image))
+            return PictureFacts(kind, size, turn, is_16_bit, image.mode == "CMYK", _may_be_transparent(image))
     except Exception:  # a broken header makes Pillow raise almost anything; the reader names it
         return PictureFacts(kind)
 
 
-def _is_transparent(image: Image.Image) -> bool:
-    """Whether a pixel is not opaque: an opacity channel alone says nothing."""
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        return image.getchannel("A" if image.mode[-1] == "A" else "a").getextrema() != (255, 255)
+def _may_be_transparent(image: Image.Image) -> bool:
     key = image.info.get("transparency")
-    if not isinstance(key, (int, bytes, tuple)) or image.mode not in ("1", "L", "P", "RGB"):
-        return False
-    return image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or isinstance(key, (int, bytes, tuple))

@@ -176,7 +176,7 @@ class PageData:
 
 def write_page(record: Record) -> Page:
     """Write report.html from a run's record; what its folder lacks is named on the page."""
-    text = _templates().get_template("page.html").render(page=PageData.of(record))
+    text = templates().get_template("page.html").render(page=PageData.of(record))
     record.folder.write(REPORT, text)
     return Page(record.path / REPORT)
 
@@ -190,18 +190,19 @@ def _hash(text: str) -> Markup:
     return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
-def _templates() -> Environment:
-    templates = Environment(
+def templates() -> Environment:
+    """Return the templates of the pages, with their filters."""
+    environment = Environment(
         loader=PackageLoader("firstlight.page", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    templates.globals.update(asset=_asset, zip=zip, shown_suspects=payload.shown_suspects)
-    templates.globals.update(curve_points=payload.curve_points, advice=advice)
-    templates.filters.update(
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals.update(asset=_asset, zip=zip, shown_suspects=payload.shown_suspects)
+    environment.globals.update(curve_points=payload.curve_points, advice=advice)
+    environment.filters.update(
         percent=_known("{:.2%}".format, "not measured"),
         duration=_known(duration, "not measured"),
         count=_known("{:,.0f}".format, "unknown"),
@@ -211,7 +212,7 @@ def _templates() -> Environment:
         quoted=shlex.quote,
         picture=lambda image: payload.sheet(image[None], 1),
     )
-    return templates
+    return environment
 
 
 def _known(write: Callable[[float], str], otherwise: str) -> Callable[[float | None], str]:
