@@ -18,6 +18,9 @@ from firstlight.data.near_duplicates import Pair, groups_of, near_pairs
 from firstlight.data.picture_facts import PictureFacts, untwisted
 from firstlight.errors import InputError
 
+# Between thumbnails of equal pixels, of which one was decoded at a part of its size.
+_LEVELS = 2.0
+
 _Groups = list[list[int]]
 
 
@@ -112,7 +115,10 @@ def _of_same_pixels(
     for index in firsts:
         thumbnails[repr(facts[index].size).encode() + pixels.thumbnails[index].tobytes()].append(index)
     wanted = {index for group in thumbnails.values() if len(group) > 1 for index in group}
-    wanted |= {index for pair in straight if facts[pair[0]].size == facts[pair[1]].size for index in pair}
+    for pair in straight:
+        one, other = pixels.thumbnails[[*pair]].astype(np.float32)
+        if facts[pair[0]].size == facts[pair[1]].size and np.abs(one - other).mean() < _LEVELS:
+            wanted |= {*pair}
     groups: dict[str, list[int]] = defaultdict(list)
     with quiet():
         for index in sorted(wanted):

@@ -166,7 +166,7 @@ def _reason(message: str, path: Path) -> str:
     name = printable(path)
     for words in (f"cannot read {name}: ", f"cannot decode {name}, ", f"{name} is ", name):
         message = message.removeprefix(words)
-    return printable(message.replace("\n", " "))
+    return printable(message.replace("\n", " ").strip())
 
 
 def threads() -> int:

@@ -107,10 +107,13 @@ def _candidates(thumbnails: Bytes) -> Iterator[tuple[Indices, Indices]]:
 def _alike(one: Bytes, other: Bytes) -> npt.NDArray[np.bool_]:
     """Whether pairs of thumbnails (uint8, N×3×32×32) show the same, one perhaps slightly cropped."""
     first, second = one.astype(np.float32), other.astype(np.float32)
-    pairs = [(first, second)]
+    alike = _correlation(first, second) >= _ALIKE_PIXELS
     for cut in (1, 2):
-        pairs += [(_inner(first, cut), second), (first, _inner(second, cut))]
-    return np.asarray(np.max([_correlation(*pair) for pair in pairs], 0) >= _ALIKE_PIXELS)
+        rest = np.flatnonzero(~alike)
+        inner = _correlation(_inner(first[rest], cut), second[rest])
+        outer = _correlation(first[rest], _inner(second[rest], cut))
+        alike[rest] = np.maximum(inner, outer) >= _ALIKE_PIXELS
+    return np.asarray(alike)
 
 
 def _signatures(grey: Floats) -> Floats:

@@ -52,7 +52,12 @@ def _check_free(page: Path, is_among: bool) -> None:
         )
     if page.is_dir():
         raise InputError(f"{printable(page)} is a folder", "Give a file, such as --out check.html.")
-    if page.exists() and MARK.encode() not in page.open("rb").read(_HEAD):
+    if page.exists() and MARK.encode() not in _head(page):
         raise InputError(
             f"{printable(page)} exists already and is no page of a check", "Choose another --out."
         )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
