@@ -10,7 +10,11 @@ import pytest
 from folders import scene
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from firstlight.data.near_duplicates import near_groups
+from firstlight.data.near_duplicates import groups_of, near_pairs
+
+
+def near_groups(pictures: np.ndarray) -> list[list[int]]:
+    return groups_of(len(pictures), [(pair.first, pair.second) for pair in near_pairs(pictures)])
 
 
 def thumbnails(*pictures: Image.Image) -> np.ndarray:
@@ -52,3 +56,13 @@ def test_different_digits_on_white_are_no_copies() -> None:
         ImageDraw.Draw(picture).text((16, 4), str(digit), "black", ImageFont.load_default(48))
         digits.append(picture)
     assert near_groups(thumbnails(*digits)) == []
+
+
+def test_only_a_mirror_image_is_called_mirrored() -> None:
+    one = scene(3)
+    pairs = near_pairs(thumbnails(one, recompressed(one), ImageOps.mirror(one)))
+    assert [(pair.first, pair.second, pair.is_mirrored) for pair in pairs] == [
+        (0, 1, False),
+        (0, 2, True),
+        (1, 2, True),
+    ]

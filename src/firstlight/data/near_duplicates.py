@@ -70,11 +70,6 @@ def groups_of(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def near_groups(thumbnails: Bytes) -> list[list[int]]:
-    """Return groups of pictures that show the same, mirrored or not; see `near_pairs` and `groups_of`."""
-    return groups_of(len(thumbnails), [(pair.first, pair.second) for pair in near_pairs(thumbnails)])
-
-
 def _candidates(thumbnails: Bytes) -> Iterator[tuple[Indices, Indices]]:
     """Yield pairs whose signatures are alike and whose mean colours are near, some thousands at once."""
     grey = np.empty((len(thumbnails), SIDE, SIDE), np.float32)
