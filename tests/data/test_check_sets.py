@@ -280,3 +280,18 @@ def test_what_stops_the_listing_is_one_finding(
 def test_a_path_that_is_not_there_stays_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder or file"):
         check(tmp_path / "gone")
+
+
+def test_pictures_of_too_many_pixels_are_one_finding_whatever_their_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(12):
+            scene(100 * (label == "b") + number).save(tmp_path / label / f"{number}.png")
+    for side in (300, 301):
+        scene(side).resize((side, side)).save(tmp_path / "a" / f"{side}.png")
+    monkeypatch.setattr("firstlight.data.image_files.MOST_DECODED", 80_000)
+    found = [each for each in check(tmp_path).findings if each.kind == "unreadable"]
+    assert [each.groups for each in found] == [(("a/300.png",), ("a/301.png",))]
+    assert found[0].meaning.startswith("too many megapixels: the limit is ")

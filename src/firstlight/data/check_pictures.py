@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ def unreadable(
     for picture, fact, reason in zip(pictures, facts, reasons, strict=True):
         if reason:
             is_foreign = fact.kind is not None and not fact.kind.plugin
+            # A hundred sizes are one reason.
+            reason = re.sub(r"^\d+×\d+, \d+ (megapixels: the limit is)", r"too many \1", reason)
             bad[reason, fact.kind.hint if fact.kind and is_foreign else _MEND].append(picture.name)
     for (reason, advice), names in bad.items():
         yield Finding("unreadable", each(names), reason, advice)
