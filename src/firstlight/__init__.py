@@ -30,7 +30,7 @@ _ROOMS = {
     "serve": "firstlight.run",
     "suspects": "firstlight.jobs.suspects",
     "recipes": "firstlight.recipes",
-    "check": "firstlight.data.check",
+    "check": "firstlight.jobs.check",
     "open_run": "firstlight.run",
     "Recipe": "firstlight.recipe",
     "Run": "firstlight.run",

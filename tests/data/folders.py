@@ -27,3 +27,14 @@ def folder(root: Path, counts: Mapping[str, int], *, suffix: str = ".png") -> Pa
         for number in range(count):
             picture(root / name / f"{number}{suffix}")
     return root
+
+
+def scene(seed: int) -> Image.Image:
+    """Return a picture whose detail falls with frequency, as that of photos does."""
+    draws = np.random.default_rng(seed)
+    total = np.zeros((192, 256, 3))
+    for cells in (3, 6, 12, 24):
+        coarse = Image.fromarray(draws.integers(0, 256, (cells, cells, 3)).astype(np.uint8))
+        total += np.asarray(coarse.resize((256, 192), Image.Resampling.BICUBIC), float) * 3 / cells
+    total -= total.min()
+    return Image.fromarray((total / total.max() * 255).astype(np.uint8))

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from folders import folder, picture
+from PIL import Image
 
 from firstlight.data import folder_files, folder_pixels, image_files
 from firstlight.data.folder import Folder
 from firstlight.data.folder_files import Picture, list_folder
 from firstlight.data.folder_split import held_out
-from firstlight.data.image_files import read_image
+from firstlight.data.image_files import open_upright, read_image
 from firstlight.data.images import ImageSet, statistics
 from firstlight.data.names import natural_key
 from firstlight.errors import InputError, printable
@@ -436,12 +437,12 @@ def test_a_set_without_any_test_image_is_an_error(tmp_path: Path) -> None:
 def test_a_decoder_that_fails_in_its_own_way_costs_one_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
+    def read(path: Path, side: int) -> Image.Image:
         if path.name == "3.png":
             raise KeyError("chunk\n9")
-        return read_image(path, shape, fit)
+        return open_upright(path, side)
 
-    monkeypatch.setattr(folder_pixels, "read_image", read)
+    monkeypatch.setattr(folder_pixels, "open_upright", read)
     train, test = load(folder(tmp_path, {"a": 5, "b": 5}))
     assert len(train) + len(test) == 8
     assert any("a/3.png: KeyError: 'chunk\\n9'" in note for note in train.notes)
@@ -465,11 +466,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of files that are decoded from here on."""
     names: list[str] = []
 
-    def read(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
+    def read(path: Path, side: int) -> Image.Image:
         names.append(path.name)
-        return read_image(path, shape, fit)
+        return open_upright(path, side)
 
-    monkeypatch.setattr(folder_pixels, "read_image", read)
+    monkeypatch.setattr(folder_pixels, "open_upright", read)
     return names
 
 
@@ -598,13 +599,13 @@ def test_a_passing_error_of_the_disk_is_not_remembered(
 ) -> None:
     root = folder(tmp_path, {"a": 5, "b": 5})
 
-    def fail(path: Path, shape: tuple[int, int, int], fit: str) -> torch.Tensor:
+    def fail(path: Path, side: int) -> Image.Image:
         if path.name == "3.png":
             raise OSError(5, "Input/output error")
-        return read_image(path, shape, fit)
+        return open_upright(path, side)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_pixels, "read_image", fail)
+        patch.setattr(folder_pixels, "open_upright", fail)
         assert sum(map(len, load(root))) == 8
     assert sum(map(len, load(root))) == 10
 

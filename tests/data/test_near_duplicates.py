@@ -7,20 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from folders import scene
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from firstlight.data.near_duplicates import near_groups
+from firstlight.data.near_duplicates import groups_of, near_pairs
 
 
-def scene(seed: int) -> Image.Image:
-    """Return a picture whose detail falls with frequency, as that of photos does."""
-    draws = np.random.default_rng(seed)
-    total = np.zeros((192, 256, 3))
-    for cells in (3, 6, 12, 24):
-        coarse = Image.fromarray(draws.integers(0, 256, (cells, cells, 3)).astype(np.uint8))
-        total += np.asarray(coarse.resize((256, 192), Image.Resampling.BICUBIC), float) * 3 / cells
-    total -= total.min()
-    return Image.fromarray((total / total.max() * 255).astype(np.uint8))
+def near_groups(pictures: np.ndarray) -> list[list[int]]:
+    return groups_of(len(pictures), [(pair.first, pair.second) for pair in near_pairs(pictures)])
 
 
 def thumbnails(*pictures: Image.Image) -> np.ndarray:
@@ -62,3 +56,13 @@ def test_different_digits_on_white_are_no_copies() -> None:
         ImageDraw.Draw(picture).text((16, 4), str(digit), "black", ImageFont.load_default(48))
         digits.append(picture)
     assert near_groups(thumbnails(*digits)) == []
+
+
+def test_only_a_mirror_image_is_called_mirrored() -> None:
+    one = scene(3)
+    pairs = near_pairs(thumbnails(one, recompressed(one), ImageOps.mirror(one)))
+    assert [(pair.first, pair.second, pair.is_mirrored) for pair in pairs] == [
+        (0, 1, False),
+        (0, 2, True),
+        (1, 2, True),
+    ]

@@ -30,11 +30,18 @@ def recipes(name: str | None) -> None:
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--strict", is_flag=True, help="Exit with 1 where something is wrong.")
-def check(photos: Path, as_json: bool, strict: bool) -> int:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Page to write, outside the folder of pictures; else runs/check-NAME/check.html.",
+)
+def check(photos: Path, as_json: bool, strict: bool, out: Path | None) -> int:
     """Look for what is wrong with a folder of pictures: files, labels and copies."""
-    from firstlight.data.check import check, lines
+    from firstlight.data.check import lines
+    from firstlight.jobs.check import check
 
-    result = check(photos)
+    result = check(photos, out=out)
     click.echo(json.dumps(result.as_json(), indent=2) if as_json else "\n".join(lines(result)))
     return 1 if strict and result.is_wrong else 0
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from firstlight.data.archives import is_archive, unpacked
 from firstlight.data.folder_cache import Facts, FolderCache, Rows, key_of
 from firstlight.data.folder_files import Listing, NoClasses, Picture, classes_of, list_folder
-from firstlight.data.folder_pixels import SIDES, choose_side, read_pixels, reading_rule
-from firstlight.data.folder_split import held_out
+from firstlight.data.folder_pixels import SIDES, Pixels, choose_side, read_pixels, reading_rule
+from firstlight.data.folder_split import held_out, look_alikes
 from firstlight.data.folder_table import SUFFIXES, find_table, list_table
 from firstlight.data.image_files import FITS
 from firstlight.data.images import DataFacts, ImageSet, statistics
@@ -98,7 +98,7 @@ class Folder:
         stamps = [(picture.name, picture.label, picture.part, picture.stamp) for picture in pictures]
         settings = self.side, self.largest, self.fit, self.test_share, self.seed
         source = cache_folder() / f"folder-{key_of(os.fspath(root.resolve()))[:12]}"
-        cache = FolderCache(source, key_of(1, reading_rule(), settings, stamps))
+        cache = FolderCache(source, key_of(2, reading_rule(), settings, stamps))
         rows, facts = cache.load() or self._read(root, listing, cache)
         classes, images = classes_of(pictures), torch.from_numpy(rows)
         numbers = {label: number for number, label in enumerate(classes)}
@@ -120,12 +120,11 @@ class Folder:
         pixels = read_pixels(pictures, side, self.fit, cache.folder)
         readable = [index for index, reason in enumerate(pixels.reasons) if not reason]
         _check_readable(root, pictures, pixels.reasons)
+        notes: list[str] = []
         if any(picture.part for picture in pictures):
             test = [index for index in readable if pictures[index].part == "test"]
         else:
-            digests = {picture.name: pixels.digests[index] for index, picture in enumerate(pictures)}
-            names = held_out([pictures[index] for index in readable], digests, self.test_share, self.seed)
-            test = [index for index in readable if pictures[index].name in names]
+            test, notes = self._held_out([pictures[index] for index in readable], pixels, readable)
         train = sorted({*readable} - {*test})
         if not test:
             is_divided = any(picture.part for picture in pictures)
@@ -133,11 +132,27 @@ class Folder:
             raise InputError(f"{printable(root)} gives no test image: {why}", "Add pictures of each class.")
         mean, std = statistics(torch.from_numpy(pixels.rows), torch.tensor(train))
         unreadable = [(index, reason) for index, reason in enumerate(pixels.reasons) if reason]
-        notes = _duplicates(pictures, pixels.digests, train, test)
+        notes += _duplicates(pictures, pixels.digests, train, test)
         facts = Facts(train, test, unreadable, list(mean), list(std), side, median, notes)
         if pixels.is_final:
             return cache.save(pixels.rows, facts)
         return pixels.rows[[*train, *test]], facts
+
+    def _held_out(
+        self, pictures: Sequence[Picture], pixels: Pixels, readable: Sequence[int]
+    ) -> tuple[list[int], list[str]]:
+        """Return the indices of the test images, and what to say of the split."""
+        digests = [pixels.digests[index] for index in readable]
+        names = [picture.name for picture in pictures]
+        alike = look_alikes(pictures, digests, pixels.thumbnails[readable])
+        test = held_out(pictures, dict(zip(names, digests, strict=True)), self.test_share, self.seed, alike)
+        sides: dict[str, set[bool]] = defaultdict(set)
+        for name in names:
+            sides[alike[name]].add(name in test)
+        torn = {picture.label for picture in pictures if len(sides[alike[picture.name]]) > 1}
+        note = f"near copies are in training and test: all pictures of {several(sorted(torn))} look alike"
+        indices = [index for index, name in zip(readable, names, strict=True) if name in test]
+        return indices, [note] if torn else []
 
 
 def is_folder(path: Path) -> bool:

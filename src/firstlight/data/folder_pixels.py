@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from firstlight.data import image_files, image_formats, image_metadata, image_modes
 from firstlight.data.folder_files import Picture
-from firstlight.data.image_files import read_image, size_of
+from firstlight.data.image_files import open_upright, pixels_of, size_of
+from firstlight.data.near_duplicates import SIDE
 from firstlight.errors import InputError, printable
 
 SIDES = (32, 64, 96, 128, 160, 224)
@@ -32,6 +33,7 @@ SIDES = (32, 64, 96, 128, 160, 224)
 _MEASURED = 500  # pictures of which the size is read to choose a side
 _MOST_THREADS = 4  # each may hold a picture of the largest size that is read, about 0.5 GB
 _AT_ONCE = 256
+_THUMBNAIL = (3, SIDE, SIDE)
 
 Rows = npt.NDArray[np.uint8]
 
@@ -42,6 +44,7 @@ class Pixels:
 
     rows: uint8, N×3×side×side; black where a picture could not be read.
     digests: SHA-256 of each file. reasons: why it could not be read, "" where it was.
+    thumbnails: uint8, N×3×32×32, the whole picture whatever its shape; 3 KB a picture, in memory.
     is_final: whether reading again would give the same: not after an error of the disk.
     """
 
@@ -49,6 +52,7 @@ class Pixels:
     digests: list[str]
     reasons: list[str]
     is_final: bool
+    thumbnails: Rows
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class _Result:
     digest: str
     reason: str = ""
     is_final: bool = True
+    thumbnail: Rows | None = None
 
 
 def reading_rule() -> str:
@@ -72,7 +77,7 @@ def choose_side(pictures: Sequence[Picture], largest: int) -> tuple[int, int]:
     At least 32, at most `largest`. The median is that of 500 pictures, evenly taken.
     """
     sides = []
-    with _quiet():
+    with quiet():
         for picture in pictures[:: -(-len(pictures) // _MEASURED)]:
             try:
                 sides.append(min(size_of(picture.path)))
@@ -85,15 +90,18 @@ def choose_side(pictures: Sequence[Picture], largest: int) -> tuple[int, int]:
 def read_pixels(pictures: Sequence[Picture], side: int, fit: str, folder: Path) -> Pixels:
     """Read all pictures; rows go to an unnamed file in `folder`, or into memory where there is no room."""
     shape = (len(pictures), 3, side, side)
+    thumbnails = np.zeros((len(pictures), *_THUMBNAIL), np.uint8)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             results = []
-            for result in _results(pictures, side, fit):
+            for index, result in enumerate(_results(pictures, side, fit)):
                 row = np.zeros(shape[1:], np.uint8) if result.row is None else result.row
                 # Not by the map: a full disk would end the process instead of raising an error.
                 file.write(row.tobytes())
-                results.append(result)
+                if result.thumbnail is not None:
+                    thumbnails[index] = result.thumbnail
+                results.append(replace(result, row=None, thumbnail=None))
             file.flush()
             rows: Any = np.memmap(file, dtype=np.uint8, mode="c", shape=shape)
     except OSError:
@@ -101,22 +109,24 @@ def read_pixels(pictures: Sequence[Picture], side: int, fit: str, folder: Path) 
         for index, result in enumerate(_results(pictures, side, fit)):
             if result.row is not None:
                 rows[index] = result.row
-            results.append(result)
+            if result.thumbnail is not None:
+                thumbnails[index] = result.thumbnail
+            results.append(replace(result, row=None, thumbnail=None))
     return Pixels(
         rows,
         [result.digest for result in results],
         [result.reason for result in results],
         all(result.is_final for result in results),
+        thumbnails,
     )
 
 
 def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[_Result]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     read = partial(_result, shape=(3, side, side), fit=fit)
     # tqdm shows nothing in a file, and nothing of what is quickly done.
     with (
-        _quiet(),
-        ThreadPoolExecutor(min(cores, _MOST_THREADS)) as pool,
+        quiet(),
+        ThreadPoolExecutor(threads()) as pool,
         tqdm(
             total=len(pictures), desc="reading", unit=" pictures", delay=2, disable=None, leave=False
         ) as bar,
@@ -133,7 +143,12 @@ def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
     try:
         with picture.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _Result(read_image(picture.path, shape, fit).numpy(), digest)
+        # Decoded once, for both.
+        upright = open_upright(picture.path, max(*shape[1:], SIDE))
+        row = pixels_of(upright, shape, fit).numpy()
+        is_small = (shape, fit) == (_THUMBNAIL, "stretch")
+        thumbnail = row if is_small else pixels_of(upright, _THUMBNAIL, "stretch").numpy()
+        return _Result(row, digest, thumbnail=thumbnail)
     except InputError as error:
         cause = error.__context__
         is_final = not (isinstance(cause, OSError) and cause.errno)
@@ -151,11 +166,17 @@ def _reason(message: str, path: Path) -> str:
     name = printable(path)
     for words in (f"cannot read {name}: ", f"cannot decode {name}, ", f"{name} is ", name):
         message = message.removeprefix(words)
-    return printable(message.replace("\n", " "))
+    return printable(message.replace("\n", " ").strip())
+
+
+def threads() -> int:
+    """Return on how many threads pictures are read."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide Pillow's warnings; that of a picture too large for the memory is an error.
 
     The reader sets that filter too, but threads that set and restore filters disturb each other: this one

@@ -46,7 +46,7 @@ MOST_REDUCED = 250_000_000
 _LARGE = 2**24
 _MOST_STRIPPED_BYTES = 2**28
 _FORMATS = "Give a JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, ICO or AVIF file."
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -55,6 +55,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""What brings a picture upright, by the orientation in its metadata."""
 
 
 def read_image(path: Path, shape: tuple[int, int, int], fit: str = "crop") -> Tensor:
@@ -226,7 +227,7 @@ def _decoded(
     image.load()
     if exif:
         image.info["exif"] = exif
-    turn = _TURNS.get(orientation(image))
+    turn = TURNS.get(orientation(image))
     flat = grey_or_rgb(image, _factor(image.size, least_side))
     return flat if turn is None else flat.transpose(turn)
 

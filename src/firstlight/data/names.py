@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 
 from firstlight.errors import printable
 
@@ -26,3 +27,10 @@ def several(names: list[str], most: int = 5) -> str:
     """Return names as part of a sentence, at most `most` of them."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + rest
+
+
+def printable_stem(path: Path) -> str:
+    """Return the name of a folder or file without its suffix, safe as a part of a file name."""
+    name = path.resolve().name
+    stem = name if path.is_dir() else name.split(".")[0]
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "pictures"
