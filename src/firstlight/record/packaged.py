@@ -73,7 +73,7 @@ class PackagedFolder(RunFolder):
         return Path(f"{self.name}-{name}")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, seconds: float = 0) -> Iterator[None]:
         self.require_writable()
         yield
 
