@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.measure import BENCHMARKS, Row
 from benchmarks.publish.insight_tables import pointing, suspects
 from benchmarks.publish.machines import gpu, older_chips, raced
+from benchmarks.publish.own_images import own_images
 from benchmarks.publish.regret import methods, regret, shares
 from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, table, yardsticks
 from benchmarks.recipes.choose import AS_IT_STANDS
@@ -222,7 +223,7 @@ PARTS: dict[str, Callable[[Tables], str]] = {
     part.__name__: part
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
-        *(ablations, pointing, suspects, regret, shares, methods, gpu, raced, older_chips),
+        *(ablations, pointing, suspects, regret, shares, methods, gpu, raced, older_chips, own_images),
     )
 }
 
