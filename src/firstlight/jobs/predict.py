@@ -21,6 +21,7 @@ from firstlight.data.folder_files import picture_files
 from firstlight.errors import InputError, printable
 from firstlight.insight.prediction import Prediction, Unreadable
 from firstlight.machine.clock import duration
+from firstlight.machine.storage import whole_folder
 from firstlight.run import Run, open_run
 
 Answer = Prediction | Unreadable
@@ -151,27 +152,16 @@ def _sorted_into(
                 f"{printable(folder)} lies in {printable(path)}, whose pictures are read",
                 "Choose a folder outside it with --sort.",
             )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot make {printable(folder)}: {error.strerror}") from None
     names = dict(zip(classes, folder_names(classes), strict=True))
-    for name in names.values():
-        (aside / name).mkdir()
+    with whole_folder(folder) as aside:
+        for name in names.values():
+            (aside / name).mkdir()
 
-    def take(answer: Answer) -> None:
-        if isinstance(answer, Prediction):
-            _copy(answer.path, aside / names[answer.label])
+        def take(answer: Answer) -> None:
+            if isinstance(answer, Prediction):
+                _copy(answer.path, aside / names[answer.label])
 
-    try:
         yield take
-        aside.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:

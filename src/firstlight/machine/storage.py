@@ -1,16 +1,18 @@
-"""Where this machine keeps downloads, decoded images and compiled kernels."""
+"""Where this machine keeps downloads, decoded images and kernels; folders made whole or not at all."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
 
 
 def cache_folder() -> Path:
@@ -91,3 +93,24 @@ def _temporary() -> Path:
         ) from None
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into; at the end it takes the place of `folder`, which is new or empty.
+
+    After an error nothing is left of it. Raises InputError where it cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot make {printable(folder)}: {error.strerror}") from None
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

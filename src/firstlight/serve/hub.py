@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from firstlight.errors import InputError, printable
+from firstlight.machine.storage import whole_folder
 from firstlight.record.record import Record
 from firstlight.serve.export import Export, export
 
@@ -20,20 +18,9 @@ def write_hub_folder(record: Record, folder: Path) -> Export:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{printable(folder)} is not empty", "Choose a new or an empty folder with --hub.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot make {printable(folder)}: {error.strerror}") from None
-    try:
+    with whole_folder(folder) as aside:
         made = export(record, aside / "model.onnx")
         (aside / "README.md").write_text(card(record, made), encoding="utf-8", errors="backslashreplace")
-        aside.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Export(folder / made.path.name, folder / made.script.name, made.images, made.difference)
 
 
