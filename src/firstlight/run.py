@@ -145,7 +145,7 @@ class Run(Record):
         evaluation, (images, indices) = self._evaluated(), self._images()
         worst = evaluation.mistakes[: min(count, KEPT_MISTAKES)]
         predicted, true = gradcam_pair(
-            self.model,
+            for_inference(self.model),
             self._normalised(images[: len(worst)]),
             evaluation.predictions[worst],
             evaluation.labels[worst],

@@ -17,7 +17,7 @@ from firstlight.errors import InputError
 from firstlight.insight.calibration import Calibration, calibration
 from firstlight.insight.intervals import wilson_interval
 from firstlight.machine.machine import Machine
-from firstlight.models.network import evaluating
+from firstlight.models.network import evaluating, images_at_once
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def evaluate(
     machine: Machine,
     *,
     views: Views = Views(),
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Classify every image of a set; the model's mode and statistics are left as they were.
 
@@ -184,7 +184,7 @@ def evaluate(
         raise InputError("there is no image to evaluate", "Give at least one.")
     rows = []
     with inference(model), machine.autocast():
-        for batch in in_order(images, batch_size, machine):
+        for batch in in_order(images, batch_size or images_at_once(images.images), machine):
             parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views(batch)]
             rows.append(torch.stack(parts).sum(0).cpu())
     rows = machine.ranks.interleave(rows)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.errors import InputError, nearest
-from firstlight.models.network import endpoints, evaluating
+from firstlight.models.network import endpoints, evaluating, images_at_once
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
@@ -50,7 +50,7 @@ def gradcam(
     endpoint: str | None = None,
     *,
     method: str = "gradcam",
-    batch_size: int = 250,
+    batch_size: int | None = None,
 ) -> Heatmaps:
     """Compute Grad-CAM for N normalised images (fp32, N×C×H×W) and one target class each (int64, N).
 
@@ -71,7 +71,7 @@ def gradcam_pair(
     endpoint: str | None = None,
     *,
     method: str = "gradcam",
-    batch_size: int = 250,
+    batch_size: int | None = None,
 ) -> tuple[Heatmaps, Heatmaps]:
     """Compute Grad-CAM for two classes of each image, such as the predicted and the true one.
 
@@ -87,7 +87,7 @@ def _gradcam(
     targets: Sequence[Tensor],
     endpoint: str | None,
     method: str,
-    batch_size: int,
+    batch_size: int | None,
 ) -> list[Heatmaps]:
     """Return the maps for each of several target classes per image."""
     for each in targets:
@@ -101,7 +101,8 @@ def _gradcam(
     if endpoint not in modules:
         raise InputError(f"the model has no endpoint {endpoint!r}", nearest(endpoint, list(modules)))
     maps: list[list[Tensor]] = [[] for _ in targets]
-    parts = (part.split(batch_size) for part in (images, *targets))
+    at_once = batch_size or images_at_once(images)
+    parts = (part.split(at_once) for part in (images, *targets))
     # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
     with evaluating(model), torch.inference_mode(False):
         for batch, *batch_targets in zip(*parts, strict=True):

@@ -37,6 +37,7 @@ _SAMPLES = 8
 """Training images that are kept to show their augmentations."""
 _PREPARED_WITH = 1000
 """Training images, at most, that a network sees before it is trained."""
+_NOT_TRAINED = "plain operations: no convolution is trained"
 MOST_SCORED = 12
 """Points of the test curve, so that it costs a few percent of a run."""
 
@@ -63,7 +64,7 @@ class Job:
         determinism: str = "draws",
     ) -> Job:
         """Load the data and build the network; nothing is written yet."""
-        machine = choose(device, precision, determinism=determinism)
+        machine = choose(device, precision, determinism=determinism, trains=recipe.head is None)
         with machine.ranks.in_turn():
             images = recipe.data.load(data_dir)
         return cls.with_images(*images, recipe, machine)
@@ -234,7 +235,7 @@ class Job:
             "precision": machine.precision,
             "threads": machine.threads,
             "allocator": machine.allocator,
-            "kernels": operations_on(machine),
+            "kernels": operations_on(machine) if self.recipe.head is None else _NOT_TRAINED,
             "step": steps_on(machine),
             "determinism": machine.determinism,
             **({} if ranks.alone else {"ranks": ranks.count, "batch_norm": self.recipe.batch_norm}),

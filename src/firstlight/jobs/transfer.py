@@ -24,27 +24,32 @@ from firstlight.machine.clock import duration
 from firstlight.machine.machine import Machine
 from firstlight.machine.storage import cache_folder
 from firstlight.machine.streams import seeded
-from firstlight.models.network import count_parameters, for_inference
+from firstlight.models.network import count_parameters, for_inference, images_at_once
 from firstlight.record.head import write_head
 from firstlight.record.record import FIGURES, REPORT, Record
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
 from firstlight.run import Run
 from firstlight.training.head import HeadFit, LogisticHead, advice, views
+from firstlight.training.tuning import Rehearsal, applies, shown, tune
 
 _VIEWS = 6
-_AT_ONCE = 32
-"""Images in a pass: few enough for the caches of a processor."""
 _MOST_WITH_CORNERS = 5000
 """Images above which only the image and its mirror image are learned from."""
 
 
 class Transferable(Protocol):
-    """A network with a frozen body and a linear layer on its features."""
+    """A network with a frozen body, whose last blocks can be tuned, and a linear layer on its features."""
 
     linear: nn.Linear
 
-    def features_of_view(self, images: Tensor) -> Tensor: ...
+    def grid_of_view(self, images: Tensor) -> Tensor: ...
+
+    def features_of_grid(self, grid: Tensor) -> Tensor: ...
+
+    def last_blocks(self) -> nn.Module: ...
+
+    def take_last_blocks(self, blocks: nn.Module) -> None: ...
 
     def folded(self, dtype: torch.dtype = torch.float32) -> Transferable: ...
 
@@ -68,31 +73,46 @@ def fit_run(job: Job, record: Record, start: float, log: Callable[[str], None], 
     for line in _describe(job, fast):
         log(line)
     begun = time.perf_counter()
-    features = _kept_features(fast, images, machine, quiet)
+    tunes = applies(recipe.head, len(images))
+    features, grids = _kept_features(fast, images, machine, tunes, quiet)
     fit = recipe.head(features, images.labels, len(images.classes), recipe.seed)
-    seconds = time.perf_counter() - begun
     for line in _said(fit, recipe.head):
         log(line)
+    weight, bias, rehearsal = fit.weight, fit.bias, None
+    if tunes:
+        tuned = tune(
+            *(recipe.head, model.last_blocks, grids, features, images.labels, len(images.classes), fit),
+            *(recipe.seed,),
+            quiet=quiet,
+        )
+        weight, bias, rehearsal = tuned.weight, tuned.bias, tuned.rehearsal
+        log(rehearsal.words)
+    seconds = time.perf_counter() - begun
     if not fit.mirror:
         job = _unmirrored(job)
         model = _transferable(job.model)
     record.begin(job.recipe, None, job.environment(), job.samples())
     with torch.no_grad():
-        model.linear.weight.copy_(fit.weight)
-        model.linear.bias.copy_(fit.bias)
+        model.linear.weight.copy_(weight)
+        model.linear.bias.copy_(bias)
+    if rehearsal is not None and rehearsal.better:
+        model.take_last_blocks(tuned.blocks)
     record.write_model(job.model)
-    write_head(record.folder, fit)
+    write_head(record.folder, fit, rehearsal)
     TrainingSuspects.write(
         record.folder, suspects(images.labels, fit.probabilities), fit.probabilities, images
     )
-    record.write_summary(_judged(job, fit, record, seconds, start))
+    record.write_summary(_judged(job, fit, rehearsal, record, seconds, start))
 
 
-def _judged(job: Job, fit: HeadFit, record: Record, seconds: float, start: float) -> Summary:
+def _judged(
+    job: Job, fit: HeadFit, rehearsal: Rehearsal | None, record: Record, seconds: float, start: float
+) -> Summary:
     """Score the test set in fp32, as `predict` does, and return the numbers of the run."""
     machine = dataclasses.replace(job.machine, precision="fp32")
-    plain = evaluate(machine.place(for_inference(job.model)), job.test, machine, batch_size=_AT_ONCE)
+    plain = evaluate(machine.place(for_inference(job.model)), job.test, machine)
     record.write_evaluation(plain, plain, job.test)
+    held_out = rehearsal.after if rehearsal is not None and rehearsal.better else fit.accuracies[fit.strength]
     return Summary(
         recipe=job.recipe.name,
         seed=job.recipe.seed,
@@ -102,7 +122,7 @@ def _judged(job: Job, fit: HeadFit, record: Record, seconds: float, start: float
         test_accuracy_tta=plain.accuracy,
         test_interval_95=plain.interval,
         test_loss=plain.loss,
-        validation_accuracy=fit.accuracies[fit.strength],
+        validation_accuracy=held_out,
         train_seconds=seconds,
         tta_seconds=0.0,
         wall_seconds=time.perf_counter() - start,
@@ -127,7 +147,9 @@ def _unmirrored(job: Job) -> Job:
 
 def _transferable(model: Any) -> Transferable:
     """Return a network as what it must be; raises InputError where it has no features to fit a head to."""
-    if not all(hasattr(model, name) for name in ("features_of_view", "folded", "linear")):
+    if not all(
+        hasattr(model, name) for name in ("grid_of_view", "features_of_grid", "last_blocks", "linear")
+    ):
         raise InputError(
             f"{type(model).__name__} has no frozen features to fit a linear layer to",
             "Set model=efficientnetlite, or train it with the recipe folder.scratch.",
@@ -139,37 +161,49 @@ def _views(images: ImageSet) -> int:
     return _VIEWS if len(images) <= _MOST_WITH_CORNERS else 2
 
 
-def _kept_features(network: Transferable, images: ImageSet, machine: Machine, quiet: bool) -> Tensor:
-    """Return features, fp32, V×N×D, from the cache where they were computed before."""
-    sha = hashlib.sha256(f"features 1 {_views(images)} {machine.precision} {torch.__version__}".encode())
+def _kept_features(
+    network: Transferable, images: ImageSet, machine: Machine, tunes: bool, quiet: bool
+) -> tuple[Tensor, Tensor]:
+    """Return features, fp32, V×N×D, and the grids below them, from the cache where they were computed before.
+
+    tunes: whether grids are needed; else there are none, and nothing of them is kept.
+    """
+    sha = hashlib.sha256(f"features 2 {_views(images)} {machine.precision} {torch.__version__}".encode())
     sha.update(f"{images.digest} {images.mean} {images.std} {getattr(network, 'spec', '')}".encode())
     assert isinstance(network, nn.Module)
     for name, tensor in network.state_dict().items():
         if not name.startswith("linear."):
             sha.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    folder = cache_folder() / "features" / sha.hexdigest()[:24]
+    names = ("features", "grids") if tunes else ("features",)
+    folder = cache_folder() / "features" / f"{sha.hexdigest()[:24]}-{names[-1]}"
     sums = folder / "sha256.txt"
     try:
-        arrays = ArrayCache(folder, ("features",), sums.read_text().strip()).load()
+        arrays = ArrayCache(folder, names, sums.read_text().strip()).load()
     except (OSError, UnicodeDecodeError):
         arrays = None
     if arrays is None:
-        rows = features_of(network, images, machine, quiet=quiet)
-        arrays = {"features": rows.numpy()}
+        rows = features_of(network, images, machine, grids=tunes, quiet=quiet)
+        arrays = {name: each.numpy() for name, each in zip(names, rows, strict=True)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            ArrayCache(folder, ("features",), digest(arrays)).save(arrays)
+            ArrayCache(folder, names, digest(arrays)).save(arrays)
             sums.write_text(digest(arrays))
         except OSError:  # without a cache they are computed again next time
             pass
-    return torch.from_numpy(arrays["features"]).to(machine.device)
+    features = torch.from_numpy(arrays["features"]).to(machine.device)
+    return features, torch.from_numpy(arrays["grids"]) if tunes else features[:0]
 
 
 @torch.inference_mode()
-def features_of(network: Transferable, images: ImageSet, machine: Machine, *, quiet: bool = False) -> Tensor:
-    """Return the features of every view of every image: fp32, V×N×D, on the CPU."""
+def features_of(
+    network: Transferable, images: ImageSet, machine: Machine, *, grids: bool = False, quiet: bool = False
+) -> tuple[Tensor, ...]:
+    """Return the features of every view of every image, fp32, V×N×D, on the CPU.
+
+    grids: whether what the network's last blocks read is returned beside them: fp16, V×N×C×H×W.
+    """
     count = _views(images)
-    parts: list[Tensor] = []
+    parts: list[tuple[Tensor, ...]] = []
     with tqdm(
         total=count * len(images),
         desc="features",
@@ -178,36 +212,42 @@ def features_of(network: Transferable, images: ImageSet, machine: Machine, *, qu
         leave=False,
         disable=True if quiet else None,
     ) as bar:
-        for pixels in images.images.split(_AT_ONCE):
+        for pixels in images.images.split(images_at_once(images.images)):
             batch = normalise(pixels.to(machine.device), images.mean, images.std)
             rows = []
             for view in views(batch)[:count]:
-                view = view.contiguous(memory_format=torch.channels_last)
-                rows.append(network.features_of_view(view).float().cpu())
+                grid = network.grid_of_view(view.contiguous(memory_format=torch.channels_last))
+                features = network.features_of_grid(grid).float().cpu()
+                rows.append((features, grid.half().contiguous().cpu()) if grids else (features,))
                 bar.update(len(pixels))
-            parts.append(torch.stack(rows))
-    return torch.cat(parts, 1).clone()
+            parts.append(tuple(torch.stack(each) for each in zip(*rows, strict=True)))
+    return tuple(torch.cat(each, 1).clone() for each in zip(*parts, strict=True))
 
 
 def _describe(job: Job, network: Transferable) -> list[str]:
     """Say what is trained on what, and how long it will take here."""
+    assert job.recipe.head is not None
     machine, images = job.machine, job.train
-    one = dataclasses.replace(images.subset(torch.arange(min(len(images), _AT_ONCE))))
+    few = min(len(images), images_at_once(images.images))
+    one = images.subset(torch.arange(few))
     features_of(network, one, machine, quiet=True)
     begun = time.perf_counter()
     features_of(network, one, machine, quiet=True)
     each = (time.perf_counter() - begun) / len(one) / _VIEWS
     passes = _views(images) * len(images)
     tested = 4 * len(job.test)  # with the mirror image, and fp32 takes twice as long
+    # A third of the network, forward and backward, in fp32.
+    tuning = 2 * each * shown(len(images)) if applies(job.recipe.head, len(images)) else 0.0
     training, testing = each * passes, each * tested
+    parts = f"features {duration(training)}, " + (f"tuning {duration(tuning)}, " if tuning else "")
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     return [
         *images.notes,
         f"{job.recipe.name}: {len(images):,} images to train on, {len(job.test):,} to test; a frozen network "
         f"and a linear layer of {count_parameters(job.model):,} parameters",
         f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {threads}",
-        f"about {duration(training + testing)} here (features {duration(training)}, "
-        f"evaluation {duration(testing)}); features are kept, so the next run on these pictures is faster",
+        f"about {duration(training + tuning + testing)} here ({parts}evaluation {duration(testing)}); "
+        "features are kept, so the next run on these pictures is faster",
     ]
 
 

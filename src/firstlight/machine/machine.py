@@ -70,7 +70,12 @@ class Machine:
 
 
 def choose(
-    device: str = "auto", precision: str = "auto", *, determinism: str = "draws", tune_memory: bool = True
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    determinism: str = "draws",
+    tune_memory: bool = True,
+    trains: bool = True,
 ) -> Machine:
     """Choose device and precision, and tune the memory allocator for training on a CPU.
 
@@ -79,6 +84,7 @@ def choose(
         kernels are compiled for it, else whichever of bf16 and fp32 is faster in a short measurement.
     determinism: "draws" gives the same order, augmentation and initial weights everywhere. "bits" also makes
         a GPU compute in a fixed order, which costs speed; a CPU always does.
+    trains: whether convolutions will be trained. Nothing is compiled for a network whose body is frozen.
     Raises InputError for an unknown choice, or one that this machine does not have.
     """
     for name, value, known in (
@@ -98,7 +104,7 @@ def choose(
     allocator = tune_allocator() if tune_memory and device == "cpu" else "default"
     chosen = torch.device(device)
     if precision == "auto":
-        precision = joined().broadcast(_faster_precision(chosen))
+        precision = joined().broadcast(_faster_precision(chosen, compiled=trains))
     fit_threads()
     if device == "cpu":
         determinism = "bits"
@@ -125,17 +131,20 @@ def operations_on(machine: Machine) -> str:
     return load(machine.dtype).words
 
 
-def _faster_precision(device: torch.device) -> str:
+def _faster_precision(device: torch.device, *, compiled: bool = True) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     if device.type == "mps":
         return "fp32"
-    if load():
+    if compiled and load():
         return "bf16"  # its other layers gain too, from half the memory
     # Without AVX-512 or AMX bf16 arithmetic is emulated and slower than fp32, and chips with them differ in
     # speed. So the operation that training will use is timed: in turn, and the shortest of each. By one
     # thread, since several wait for the slowest of them: other work on the machine would then choose.
-    convolutions = {"bf16": _convolution(torch.bfloat16), "fp32": _convolution(torch.float32)}
+    convolutions = {
+        name: _convolution(dtype, compiled=compiled)
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
     shortest = dict.fromkeys(convolutions, math.inf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -152,10 +161,10 @@ def _faster_precision(device: torch.device) -> str:
     return min(shortest, key=shortest.__getitem__)
 
 
-def _convolution(dtype: torch.dtype) -> Callable[[], None]:
+def _convolution(dtype: torch.dtype, *, compiled: bool) -> Callable[[], None]:
     """Return one convolution, forward and backward, of a size that small networks have."""
     images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    compiled = bool(load(dtype))
+    compiled = compiled and bool(load(dtype))
     filters = torch.ones(64, 64, 3, 3, dtype=torch.float32 if compiled else dtype)
     filters = filters.to(memory_format=torch.channels_last).requires_grad_()
 

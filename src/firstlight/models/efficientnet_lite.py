@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from firstlight.errors import InputError
 from firstlight.models.blocks import Residual, check_sizes
-from firstlight.models.folding import folded
+from firstlight.models.folding import folded, take_folded
 from firstlight.models.inverted_bottleneck import ConvNorm, InvertedBottleneck
 from firstlight.models.renormalisation import Renormalisation
 from firstlight.models.weights import TakenWeights, read_weights, take_weights
@@ -41,6 +41,8 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+_LAST_BLOCKS = ("stage6", "stage7", "top")
+"""What is trained where a frozen network is tuned: a third of the multiply-adds, on grids that are small."""
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 """The published weights take (value - 127) / 128 of values in 0…255."""
 
@@ -177,9 +179,33 @@ class EfficientNetLite(nn.Module):
         return (other + self._features_of_view(images)) / 2
 
     def _features_of_view(self, images: Tensor) -> Tensor:
+        return self.features_of_grid(self.grid_of_view(images))
+
+    def grid_of_view(self, images: Tensor) -> Tensor:
+        """Return what the last blocks read of the images as they are, N×112 on a grid 16 times coarser."""
         x = enlarged(self.input(images), self.spec.min_side)
-        grid = self.body(x.to(self.body.stem.conv.weight.dtype))  # type: ignore[union-attr,arg-type]
+        x = x.to(self.body.stem.conv.weight.dtype)  # type: ignore[union-attr,arg-type]
+        for name, block in self.body.named_children():
+            x = x if name in _LAST_BLOCKS else block(x)
+        return x
+
+    def features_of_grid(self, grid: Tensor) -> Tensor:
+        """Return the features of images of which `grid_of_view` gave the grid."""
+        for name in _LAST_BLOCKS:
+            grid = self.body.get_submodule(name)(grid)
         return self.pool(grid.float()).flatten(1)  # type: ignore[no-any-return]
+
+    def last_blocks(self) -> nn.Module:
+        """Return a copy of what turns such a grid into features, to be trained: fp32, batch norms folded."""
+        blocks = nn.Sequential(OrderedDict((name, self.body.get_submodule(name)) for name in _LAST_BLOCKS))
+        copied: nn.Sequential = folded(blocks).requires_grad_()  # type: ignore[assignment]
+        copied.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
+        return copied
+
+    def take_last_blocks(self, blocks: nn.Module) -> None:
+        """Take weights as `last_blocks` gave them, trained since; batch norms only add their shift then."""
+        for name in _LAST_BLOCKS:
+            take_folded(self.body.get_submodule(name), blocks.get_submodule(name))
 
     def folded(self, dtype: torch.dtype = torch.float32) -> EfficientNetLite:
         """Return a copy for inference, its batch norms folded and its body in `dtype`; features stay fp32."""

@@ -21,6 +21,7 @@ from firstlight.figures.images import HEAT
 from firstlight.insight.evaluation import Evaluation
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.suspects import suspects
+from firstlight.models.network import for_inference
 from firstlight.record.record import KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
 from firstlight.training.head import Point
@@ -167,7 +168,7 @@ def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
     if not len(worst) or not torch.equal(answers.indices[: len(worst)], worst):
         raise InputError("this run keeps no images of mistakes")
     inputs = normalise(kept[0][: len(worst)], data.mean, data.std)
-    model, classes = record.model, (evaluation.predictions[worst], evaluation.labels[worst])
+    model, classes = for_inference(record.model), (evaluation.predictions[worst], evaluation.labels[worst])
     pair = attempted(lambda: gradcam_pair(model, inputs, *classes), "the network does not fit its images")
     maps = torch.stack([heatmaps.maps for heatmaps in pair], 1)
     strongest = maps.flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)

@@ -79,19 +79,27 @@ class LogisticHead:
     strengths: L2 penalties on the weights of scaled features, of which cross-validation chooses.
     folds: of the cross-validation, stratified.
     flip: whether mirror images are learned from: on, off, or auto, which asks held-out training images.
+    tune: whether the last blocks are trained too afterwards, see `training.tuning`: on, off, or auto, which
+        does for 60 to 5,000 images. They are kept only where they are better on held-out training images.
+    tune_rate: the highest learning rate of that.
     """
 
     strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     folds: int = 5
     flip: str = "auto"
+    tune: str = "auto"
+    tune_rate: float = 3e-3
 
     def __post_init__(self) -> None:
         if not self.strengths or min(self.strengths) <= 0 or not math.isfinite(sum(self.strengths)):
             raise InputError(f"strengths must be positive numbers, not {self.strengths}")
         if self.folds < 2:
             raise InputError(f"folds must be at least 2, not {self.folds}")
-        if self.flip not in ("auto", "on", "off"):
-            raise InputError(f"flip must be auto, on or off, not {self.flip!r}")
+        for key, value in (("flip", self.flip), ("tune", self.tune)):
+            if value not in ("auto", "on", "off"):
+                raise InputError(f"{key} must be auto, on or off, not {value!r}")
+        if not 0 < self.tune_rate <= 1:
+            raise InputError(f"tune_rate must be above 0 and at most 1, not {self.tune_rate:g}")
 
     def __call__(self, features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> HeadFit:
         """Fit a head. features: fp32, V×N×D, of the views that `views` returns, in their order.
