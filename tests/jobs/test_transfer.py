@@ -86,7 +86,9 @@ def test_the_page_evaluate_and_predict_give_the_same_answer_to_every_test_image(
 
 
 @needs_weights
-def test_the_frozen_body_is_bit_identical_to_the_published_one_after_training(run: Run) -> None:
+def test_a_body_that_is_not_tuned_is_bit_identical_to_the_published_one_after_training(run: Run) -> None:
+    facts = read_head(run.folder)
+    assert facts is not None and facts.tuning is None  # 42 images are too few
     fresh = EfficientNetLite(len(CLASSES))
     fresh.take_weights()
     kept = run.model.state_dict()
@@ -94,6 +96,27 @@ def test_the_frozen_body_is_bit_identical_to_the_published_one_after_training(ru
         if name.startswith("body."):
             assert torch.equal(tensor, kept[name]), name
     assert read_weights(weights_file())
+
+
+@needs_weights
+def test_tuning_moves_the_last_blocks_alone_where_held_out_images_gain_and_the_run_and_page_say_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = folder.transfer().replace(path=str(photos), strengths=(1.0,), tune="on")
+    made = open_run(train(recipe, out=tmp_path / "run", precision="fp32").path)
+    facts = read_head(made.folder)
+    assert facts is not None and facts.tuning is not None
+    assert f"{facts.tuning.words}\n" in capsys.readouterr().out
+    report = (made.path / "report.html").read_text(encoding="utf-8")
+    assert f"{facts.tuning.words[1:]}." in report and "Last blocks" in report
+    fresh = EfficientNetLite(len(CLASSES))
+    fresh.take_weights()
+    kept = made.model.state_dict()
+    moved = {name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, kept[name])}
+    last = {"body.stage6", "body.stage7", "body.top"} if facts.tuning.better else set()
+    assert {".".join(name.split(".")[:2]) for name in moved if name.startswith("body.")} == last
+    again = made.evaluate()
+    assert made.evaluation is not None and torch.equal(made.evaluation.predictions, again.predictions)
 
 
 @needs_weights
@@ -127,7 +150,7 @@ def test_a_second_run_takes_the_features_from_the_cache_and_ends_with_the_same_b
 
     computed = []
     monkeypatch.setattr(
-        transfer, "features_of", lambda *_, **options: computed.append(options) or torch.ones(1)
+        transfer, "features_of", lambda *_, **options: computed.append(options) or (torch.ones(1),)
     )
     second = train(str(photos), out=tmp_path / "second", **options)
     assert len(computed) == 2  # both times a batch, whose time is taken
@@ -180,6 +203,20 @@ def test_a_folded_network_answers_as_the_network_does_and_leaves_it_as_it_was() 
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert folded(torch.nn.Linear(2, 2)).weight.requires_grad is False
+
+
+def test_blocks_that_were_folded_and_trained_compute_the_same_in_the_network_that_takes_them() -> None:
+    model, images = filled(), random_images(2, height=64, width=64) / 255
+    blocks = model.last_blocks()
+    with torch.no_grad():
+        grid, before = model.grid_of_view(images), model.features_of_view(images)
+        torch.testing.assert_close(blocks(grid), before, rtol=1e-4, atol=1e-5)
+        for parameter in blocks.parameters():
+            parameter.mul_(1.1)
+        changed = blocks(grid)
+        model.take_last_blocks(blocks)
+        torch.testing.assert_close(model.features_of_view(images), changed, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, changed, rtol=1e-2)
 
 
 def test_a_mirrored_network_gives_an_image_and_its_mirror_image_the_same_logits() -> None:

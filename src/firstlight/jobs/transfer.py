@@ -88,7 +88,7 @@ def fit_run(job: Job, record: Record, start: float, log: Callable[[str], None], 
         weight, bias, rehearsal = tuned.weight, tuned.bias, tuned.rehearsal
         log(rehearsal.words)
     seconds = time.perf_counter() - begun
-    if not fit.mirror:
+    if not fit.mirror or (rehearsal is not None and rehearsal.better):
         job = _unmirrored(job)
         model = _transferable(job.model)
     record.begin(job.recipe, None, job.environment(), job.samples())
@@ -234,10 +234,11 @@ def _describe(job: Job, network: Transferable) -> list[str]:
     begun = time.perf_counter()
     features_of(network, one, machine, quiet=True)
     each = (time.perf_counter() - begun) / len(one) / _VIEWS
-    passes = _views(images) * len(images)
-    tested = 4 * len(job.test)  # with the mirror image, and fp32 takes twice as long
+    passes, tunes = _views(images) * len(images), applies(job.recipe.head, len(images))
+    # In fp32, which takes twice as long; with the mirror image where nothing is tuned.
+    tested = (2 if tunes else 4) * len(job.test)
     # A third of the network, forward and backward, in fp32.
-    tuning = 2 * each * shown(len(images)) if applies(job.recipe.head, len(images)) else 0.0
+    tuning = 2 * each * shown(len(images)) if tunes else 0.0
     training, testing = each * passes, each * tested
     parts = f"features {duration(training)}, " + (f"tuning {duration(tuning)}, " if tuning else "")
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"

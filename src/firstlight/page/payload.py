@@ -33,7 +33,9 @@ COLUMNS = 40
 MOST_BYTES = 6_500_000
 """Characters of a page's sheet of images; with the rest it stays below 8 MB, which can be mailed."""
 _LARGE = 3 * 64 * 64
-"""Pixel values of an image above which it is large."""
+"""Pixel values of an image above which it is large: a photo."""
+_MOST_PHOTOS = 240
+"""Photos in a page's sheet; the maps of more would take longer than the test."""
 MOST_LISTED = 5000
 """Mistakes that the page lists; all of them are in mistakes.csv."""
 
@@ -121,7 +123,7 @@ def _items(evaluation: Evaluation, names: Mapping[int, str], indices: Tensor) ->
 
 
 def sheet(images: Tensor, columns: int = COLUMNS) -> str:
-    """Return uint8 N×C×H×W images as one lossless picture, `columns` tiles wide, as a data URI."""
+    """Return uint8 N×C×H×W images as one picture, `columns` tiles wide, as a data URI; small without loss."""
     count, _, height, width = images.shape
     colours = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     rows = max(1, math.ceil(count / columns))
@@ -132,7 +134,9 @@ def sheet(images: Tensor, columns: int = COLUMNS) -> str:
     file = io.BytesIO()
     # WebP without loss is a quarter smaller than PNG; a side of it has at most 16,383 pixels.
     if features.check("webp") and max(canvas.shape[:2]) < 16384:
-        Image.fromarray(canvas).save(file, "WEBP", lossless=True, quality=40, method=3)
+        # Photos would be eight times as large without loss, and take seconds to compress.
+        how = {"quality": 90, "method": 2} if _are_photos(images) else {"quality": 40, "method": 3}
+        Image.fromarray(canvas).save(file, "WEBP", lossless=not _are_photos(images), **how)
         kind = "webp"
     else:
         Image.fromarray(canvas).save(file, "PNG", optimize=True)
@@ -140,16 +144,16 @@ def sheet(images: Tensor, columns: int = COLUMNS) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def _are_photos(images: Tensor) -> bool:
+    return images[:1].numel() > _LARGE
+
+
 def sheet_within(images: Tensor, indices: Tensor, limit: int = MOST_BYTES) -> tuple[str, Tensor]:
     """Return the sheet of as many images as fit into `limit` characters, and their indices.
 
     The images come in the order of their worth: the last are left out.
     """
-    count = len(images)
-    if images[:1].numel() > _LARGE and count > COLUMNS:
-        # Photos take seconds to compress, so a few of them say first how many there is room for.
-        each = len(sheet(images[:COLUMNS])) / COLUMNS
-        count = min(count, int(limit / each))
+    count = min(len(images), _MOST_PHOTOS if _are_photos(images) else len(images))
     while len(uri := sheet(images[:count])) > limit and count:
         count = int(0.97 * count * limit / len(uri))
     return uri, indices[:count]
