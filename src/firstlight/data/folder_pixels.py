@@ -147,7 +147,7 @@ def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
         upright = open_upright(picture.path, max(*shape[1:], SIDE))
         row = pixels_of(upright, shape, fit).numpy()
         is_small = (shape, fit) == (_THUMBNAIL, "stretch")
-        thumbnail = row if is_small else pixels_of(upright, _THUMBNAIL, "stretch").numpy()
+        thumbnail = row if is_small else _thumbnail(upright)
         return _Result(row, digest, thumbnail=thumbnail)
     except InputError as error:
         cause = error.__context__
@@ -159,6 +159,12 @@ def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
         return _Result(
             None, digest, printable(f"{type(error).__name__}: {error}"), not isinstance(error, MemoryError)
         )
+
+
+def _thumbnail(upright: Image.Image) -> Rows:
+    """Return a picture as uint8 3×32×32, whatever its shape; averaged first to twice that, for speed."""
+    small = upright.convert("RGB").resize(_THUMBNAIL[:0:-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.ascontiguousarray(np.array(small).transpose(2, 0, 1))
 
 
 def _reason(message: str, path: Path) -> str:

@@ -75,8 +75,10 @@ def pixels_of(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> Te
     _check(shape, fit)
     channels, height, width = shape
     picture = picture.convert("L" if channels == 1 else "RGB")
-    pixels = torch.from_numpy(np.array(_fitted(picture, (width, height), fit)))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    pixels = np.array(_fitted(picture, (width, height), fit))
+    # Not by torch: its threads would wait for each other in each of those that read pictures.
+    pixels = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return torch.from_numpy(pixels)
 
 
 def _check(shape: tuple[int, int, int], fit: str) -> None:
@@ -142,9 +144,9 @@ def size_of(path: Path) -> tuple[int, int]:
 def open_upright(path: Path, least_side: int | None = None) -> Image.Image:
     """Return the picture in a file, upright, in mode L or RGB.
 
-    least_side: pixels of the smaller side that the caller needs. A JPEG file, and another file of more than
-    16 megapixels, may then be read at 1/2, 1/4 or 1/8 of its size, with both sides at least twice as long as
-    this. None reads every pixel.
+    least_side: pixels of the smaller side that the caller needs. A JPEG file may then be decoded at 1/2, 1/4
+    or 1/8 of its size, with both sides at least as long as this; another file of more than 16 megapixels is
+    averaged likewise, to at least twice as long. None reads every pixel.
     Raises InputError where the file is missing, is not of a readable kind (it is named by its first bytes),
     is damaged, or has more pixels than MOST_REDUCED (JPEG) or MOST_DECODED.
     """
@@ -215,7 +217,7 @@ def _decoded(
         is_progressive = bool(image.info.get("progressive"))
         _check_size(name, full_size, MOST_DECODED if is_progressive else MOST_REDUCED)
         if least_side is not None:
-            image.draft(None, (2 * least_side, 2 * least_side))
+            image.draft(None, (least_side, least_side))
     _check_size(name, image.size, MOST_DECODED)
     subfile_type = getattr(image, "tag_v2", {}).get(254)
     if kind is TIFF and isinstance(subfile_type, int) and subfile_type & 1:

@@ -37,7 +37,7 @@ net = onnxruntime.InferenceSession(sys.argv[1])
 rule = {k: json.loads(v) for k, v in net.get_modelmeta().custom_metadata_map.items()}
 (channels, h, w), fit, cubic = rule["shape"], rule["fit"], Image.Resampling.BICUBIC
 for path in sys.argv[2:]:
-    im = Image.open(path); im.draft(None, (2 * max(h, w),) * 2); im = ImageOps.exif_transpose(im)
+    im = Image.open(path); im.draft(None, (max(h, w),) * 2); im = ImageOps.exif_transpose(im)
     if im.mode[0] == "I": im = Image.fromarray(((np.asarray(im).astype("u4") + 128) // 257).astype("u1"))
     rgba, im = im.convert("RGB" if im.mode == "CMYK" else "RGBA"), Image.new("RGB", im.size, "white")
     im.paste(rgba, mask=rgba if rgba.mode == "RGBA" else None); im = im.convert(rule["mode"])
