@@ -48,12 +48,13 @@ def write(images: ImageSet, indices: torch.Tensor, root: Path) -> None:
         Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def measured(folder: Path, work: Path, words: list[str]) -> tuple[dict[str, object], float]:
+def measured(folder: Path, work: Path, recipe: str, words: list[str]) -> tuple[dict[str, object], float]:
     """Return the summary of a run from the shell, and the seconds from the prompt to the page."""
     out = work / "run"
     environment = {**os.environ, "FIRSTLIGHT_CACHE": str(work / "cache")}
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "firstlight", "train", str(folder), "--out", str(out), *words]
+    what = [recipe, "--data-dir", str(folder)] if recipe else [str(folder)]
+    command = [sys.executable, "-m", "firstlight", "train", *what, "--out", str(out), *words]
     subprocess.run(command, check=True, env=environment)
     seconds = time.perf_counter() - begun
     return json.loads((out / "summary.json").read_text(encoding="utf-8")), seconds
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--test", type=int, default=TEST)
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--recipe", default="", help="by name; by default the folder alone is given")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("words", nargs="*", help="further words for `firstlight train`, behind --")
     options = parser.parse_args()
@@ -83,7 +85,7 @@ def main() -> None:
                     write(train, drawn(train, each, draw, "own images"), work / "photos" / "train")
                     test_rows = drawn(test, options.test // 10, draw, "test images")
                     write(test, test_rows, work / "photos" / "test")
-                summary, seconds = measured(work / "photos", work, options.words)
+                summary, seconds = measured(work / "photos", work, options.recipe, options.words)
             row = (
                 *(each, draw, summary["recipe"], options.test, summary["test_accuracy"], round(seconds, 1)),
                 *(summary["threads"], summary["hardware"]),

@@ -161,3 +161,24 @@ def test_the_first_message_is_never_about_the_batch(pets: Path, capsys: pytest.C
         main(["train", str(pets), "--set", "batch_size=500", "--out", str(pets.parent / "run")])
     assert caught.value.code == 2
     assert "a batch of 500 is larger than the 2 training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "flip"), [("arrows", "off"), ("discs", "on")])
+def test_the_pictures_say_whether_left_and_right_matter(tmp_path: Path, kind: str, flip: str) -> None:
+    """Arrows to the left and to the right; large and small discs."""
+    draws = np.random.default_rng(0)
+    rows, columns = np.mgrid[:32, :32]
+    for number in range(160):
+        x, y = columns - 12 - draws.integers(8), rows - 12 - draws.integers(8)
+        if number % 2:
+            x = -x
+        is_inside = abs(y) < x + 6 if kind == "arrows" else np.hypot(x, y) < 5 + 6 * (number % 2)
+        colour = draws.integers(140, 256, 3) if kind == "arrows" else np.full(3, 220)
+        picture = np.where((is_inside & (abs(x) < 10))[..., None], colour, draws.integers(0, 90, (32, 32, 3)))
+        path = tmp_path / kind / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.astype(np.uint8)).save(path)
+    recipe, lines = chosen(tmp_path / kind)
+    assert recipe.setting("flip").value == flip and recipe.views.mirror == (flip == "on")
+    assert f": flip={flip}" in lines[-1]
+    assert chosen(tmp_path / kind, text={"flip": "on"})[0].setting("flip").value == "on"

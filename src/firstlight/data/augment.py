@@ -28,8 +28,10 @@ class Augmentation(Protocol):
     on_normalised: ClassVar[bool] = False
     """Whether it takes normalised images (floating point, mean 0) instead of raw ones (uint8)."""
 
-    mirrors: ClassVar[bool] = False
-    """Whether training shows mirror images, so that test-time augmentation may show them too."""
+    @property
+    def mirrors(self) -> bool:
+        """Whether training shows mirror images, so that test-time augmentation may show them too."""
+        return False
 
     @property
     def reach(self) -> int:
@@ -116,14 +118,25 @@ class FlipLR(Augmentation):
 
     alternate: mirror the images that were not mirrored in the epoch before. The coin is tossed for the first
         epoch only, so two epochs show every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
+    flip: "off" mirrors none; "auto" is for recipes that ask the training images first, and else as "on".
     """
 
     alternate: bool = False
+    flip: str = "on"
 
     columns: ClassVar[tuple[str, ...]] = ("flipped",)
-    mirrors: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.flip not in ("on", "off", "auto"):
+            raise InputError(f"flip must be on, off or auto, not {self.flip!r}")
+
+    @property
+    def mirrors(self) -> bool:
+        return self.flip != "off"
 
     def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
+        if self.flip == "off":
+            return torch.zeros(len(order), 1, dtype=torch.int64)
         if not self.alternate:
             return torch.randint(2, (len(order), 1), generator=stream(epoch))
         first = torch.randint(2, (len(order), 1), generator=stream(0))

@@ -104,6 +104,8 @@ def _in_words(part: Augmentation) -> str:
         case Crop():
             return f"RandomCrop {part.size}×{part.size} after padding of {part.pad}"
         case FlipLR():
+            if not part.mirrors:
+                return "no FlipLR"
             return "FlipLR, alternating" if part.alternate else "FlipLR"
         case Cutout():
             return f"CutOut {part.size}×{part.size} filled with the mean"
@@ -113,7 +115,7 @@ def _in_words(part: Augmentation) -> str:
 
 def _are_transforms(parts: Sequence[Augmentation]) -> bool:
     match parts:
-        case [Crop(size=32, pad=4), FlipLR(), Cutout(size=8)]:
+        case [Crop(size=32, pad=4), FlipLR(flip="on"), Cutout(size=8)]:
             return True
         case _:
             return False

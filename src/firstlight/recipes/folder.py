@@ -7,15 +7,26 @@ import os
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from firstlight.data.augment import Crop, FlipLR
+import torch
+from torch.nn import functional as F
+
+from firstlight.data.augment import Crop, FlipLR, normalise
 from firstlight.data.folder import Folder, is_folder
 from firstlight.data.folder_files import Picture
 from firstlight.data.folder_pixels import choose_side
+from firstlight.data.images import ImageSet
 from firstlight.errors import printable
+from firstlight.machine.streams import stream
 from firstlight.models.efficientnet_lite import EfficientNetLiteSpec, weights_installed
 from firstlight.recipe import Recipe
 from firstlight.recipes import cifar10
-from firstlight.training.head import LogisticHead
+from firstlight.training.head import (
+    FEWEST_ASKED,
+    MOST_COMPARED,
+    LogisticHead,
+    asked_of_mirror_images,
+    stratified,
+)
 from firstlight.training.schedule import OneCycle
 
 SCRATCH = "folder.scratch"
@@ -29,6 +40,8 @@ _SHOWN = 100_000
 """Pictures shown over a whole run, repeated ones counted."""
 _EPOCHS = range(10, 61)
 _BATCHES = range(16, 501)
+_ASKED_SIDE = 12
+"""Side of the copies in which a linear classifier is asked about mirror images."""
 _STEPS = 20
 """Steps in an epoch, where there are pictures enough for them."""
 
@@ -37,7 +50,8 @@ def scratch() -> Recipe:
     """A folder of your own pictures: the fast network, trained from the beginning at 32 to 64 pixels.
 
     Network, optimizer and objective are those of cifar10.fast; the learning rates are found. Batch and epochs
-    follow the number of pictures. Nothing of it has been tuned on folders of pictures yet.
+    follow the number of pictures, and the pictures say whether they may be mirrored. Nothing of it has been
+    tuned on folders of pictures yet.
 
         firstlight train FOLDER
     """
@@ -45,7 +59,7 @@ def scratch() -> Recipe:
         cifar10.fast(),
         name=SCRATCH,
         data=Folder(largest=64),
-        augment=(Crop(None, pad=4, padding="reflect"), FlipLR(alternate=True)),
+        augment=(Crop(None, pad=4, padding="reflect"), FlipLR(alternate=True, flip="auto")),
         schedule=OneCycle(peak_epoch=0.5),
         batch_size=32,
         epochs=20,
@@ -113,7 +127,7 @@ def choose_median(pictures: Sequence[Picture], data: Folder) -> int:
 def fitted(
     recipe: Recipe, data_dir: str | Path | None, given: Container[str], log: Callable[[str], None]
 ) -> Recipe:
-    """Return the recipe with a batch and epochs for the number of its pictures, except what was given.
+    """Return the recipe with batch, epochs and mirroring that fit its pictures, except what was given.
 
     Another recipe, or one without a folder, is returned as it is. All pictures are read for that, which the
     cache saves the training.
@@ -121,11 +135,33 @@ def fitted(
     data = recipe.data
     if recipe.name != SCRATCH or not (data_dir or getattr(data, "path", "")):
         return recipe
-    count = len(data.load(None if data_dir is None else Path(data_dir))[0])
+    images = data.load(None if data_dir is None else Path(data_dir))[0]
+    count = len(images)
     batch_size = recipe.batch_size if "batch_size" in given else fitting_batch(count)
     epochs = recipe.epochs if "epochs" in given else fitting_epochs(count)
     log(f"for {count:,} training images: batches of {batch_size}, {epochs} epoch{'s'[: epochs - 1]}")
-    return dataclasses.replace(recipe.over(epochs), batch_size=batch_size)
+    augment = tuple(
+        dataclasses.replace(part, flip=_flip(images, log))
+        if isinstance(part, FlipLR) and part.flip == "auto"
+        else part
+        for part in recipe.augment
+    )
+    return dataclasses.replace(recipe.over(epochs), batch_size=batch_size, augment=augment)
+
+
+def _flip(images: ImageSet, log: Callable[[str], None]) -> str:
+    """Ask training images whether left and right matter, by a linear classifier on small copies of them."""
+    if len(images) < FEWEST_ASKED:
+        return "on"
+    order = torch.randperm(len(images), generator=stream(0, "asked of mirror images"))[:MOST_COMPARED]
+    few = images.subset(order.sort().values)
+    pixels = F.adaptive_avg_pool2d(normalise(few.images[:], few.mean, few.std), _ASKED_SIDE)
+    views = torch.stack([view.flatten(1) for view in (pixels, pixels.flip(3))])
+    fold = stratified(few.labels, 5, 0)
+    mirrors, (plain, mirrored) = asked_of_mirror_images(views, few.labels, len(few.classes), fold, 1.0)
+    verdict = "flip=on" if mirrors else "flip=off: mirror images are not learned from"
+    log(f"a linear classifier: held-out images {plain:.1%}, their mirror images {mirrored:.1%}: {verdict}")
+    return "on" if mirrors else "off"
 
 
 def fitting_batch(count: int) -> int:

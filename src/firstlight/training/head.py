@@ -21,9 +21,9 @@ MIRRORED = (False, True, False, True, False, True)
 """Which of the views that `views` returns are mirrored."""
 _CROP = 7 / 8
 _SHARES = (0.125, 0.25, 0.5, 1.0)
-_MOST_COMPARED = 2000
+MOST_COMPARED = 2000
 """Images, at most, on which strengths are compared; the chosen one is then fitted to all."""
-_FEWEST_ASKED = 40
+FEWEST_ASKED = 40
 """Images below which nothing is concluded from mirror images."""
 
 
@@ -109,10 +109,13 @@ class LogisticHead:
         if len(labels) < 2:
             raise InputError(f"{len(labels)} image cannot be cross-validated", "Add pictures.")
         fold = stratified(labels, min(self.folds, len(labels)), seed)
-        mirror, asked = self._mirror(features, labels, classes, fold)
+        mirror, asked = self.flip != "off", None
+        if self.flip == "auto" and len(labels) >= FEWEST_ASKED:
+            middle = sorted(self.strengths)[len(self.strengths) // 2]
+            mirror, asked = asked_of_mirror_images(features, labels, classes, fold, middle)
         used = [view for view in range(len(features)) if mirror or not MIRRORED[view]]
         judged = judged_view(features, mirror)
-        few = _subset(labels, fold, _MOST_COMPARED / len(labels))
+        few = _subset(labels, fold, MOST_COMPARED / len(labels))
         # The corners are left out here: they change the accuracy, hardly the best strength.
         rows = features[[view for view in used if view < 2]]
         logits, accuracies = {}, {}
@@ -134,25 +137,26 @@ class LogisticHead:
             scale * weight, scale * bias, strength, accuracies, probabilities, mirror, asked, curve
         )
 
-    def _mirror(
-        self, features: Tensor, labels: Tensor, classes: int, fold: Tensor
-    ) -> tuple[bool, tuple[float, float] | None]:
-        """Return whether to learn from mirror images, and both accuracies where that was asked."""
-        if self.flip != "auto" or len(labels) < _FEWEST_ASKED:
-            return self.flip != "off", None
-        few = _subset(labels, fold, _MOST_COMPARED / len(labels))
-        strength = sorted(self.strengths)[len(self.strengths) // 2]
-        right = torch.zeros(2, len(few), dtype=torch.bool)
-        for number in fold.unique().tolist():
-            inside = fold[few] == number
-            fit = fit_logistic(features[0][few][~inside], labels[few][~inside], classes, strength)
-            for view in (0, 1):
-                logits = F.linear(features[view][few][inside], *fit)
-                right[view, inside] = logits.argmax(1) == labels[few][inside]
-        lost, gained = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-        # A sign test on the images that mirroring changes, and a loss that matters.
-        harms = lost - gained > 2.5 * math.sqrt(lost + gained) and lost - gained > 0.02 * len(few)
-        return not harms, (float(right[0].double().mean()), float(right[1].double().mean()))
+
+def asked_of_mirror_images(
+    features: Tensor, labels: Tensor, classes: int, fold: Tensor, strength: float
+) -> tuple[bool, tuple[float, float]]:
+    """Return whether mirror images belong to their class, and the accuracy of held-out images and of theirs.
+
+    features: fp32, of the images and of their mirror images, 2×N×D; a head that saw no mirror image is asked.
+    """
+    few = _subset(labels, fold, MOST_COMPARED / len(labels))
+    right = torch.zeros(2, len(few), dtype=torch.bool)
+    for number in fold.unique().tolist():
+        inside = fold[few] == number
+        fit = fit_logistic(features[0][few][~inside], labels[few][~inside], classes, strength)
+        for view in (0, 1):
+            logits = F.linear(features[view][few][inside], *fit)
+            right[view, inside] = logits.argmax(1) == labels[few][inside]
+    lost, gained = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    # A sign test on the images that mirroring changes, and a loss that matters.
+    harms = lost - gained > 2.5 * math.sqrt(lost + gained) and lost - gained > 0.02 * len(few)
+    return not harms, (float(right[0].double().mean()), float(right[1].double().mean()))
 
 
 def stratified(labels: Tensor, folds: int, seed: int) -> Tensor:
@@ -253,7 +257,7 @@ def _curve(
     whole: float,
 ) -> tuple[Point, ...]:
     """Return accuracy on held-out images by the number of the others that a head was fitted to."""
-    few = _subset(labels, fold, _MOST_COMPARED / len(labels))
+    few = _subset(labels, fold, MOST_COMPARED / len(labels))
     points: list[Point] = []
     for share in _SHARES:
         right, sizes = 0, []
