@@ -27,7 +27,7 @@ _LOCK_SECONDS = 120.0
 """How long a cell waits for the lock of the worker before, which may outlive its node by a moment."""
 _STOP_SECONDS = 60.0
 """How long stopped cells have for their checkpoints."""
-_VARIABLES = ("FIRSTLIGHT_OFFLINE", "FIRSTLIGHT_KERNELS")
+_VARIABLES = ("FIRSTLIGHT_OFFLINE", "FIRSTLIGHT_KERNELS", "FIRSTLIGHT_MEMORY")
 _PATHS = ("FIRSTLIGHT_DATA", "FIRSTLIGHT_CACHE")
 """What of the environment a cell takes along."""
 

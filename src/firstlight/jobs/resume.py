@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from firstlight.data.windows import Blocks
 from firstlight.errors import InputError
 from firstlight.recipe import KINDS, Recipe
 from firstlight.record.run_folder import ROOT, RunFolder
@@ -113,6 +114,17 @@ def pinned(record: Resumable | None, device: str, precision: str) -> tuple[str, 
                 f"{record.path} was begun with {name} {begun.get(name)}, not {asked}", f"Leave --{name} out."
             )
     return str(begun.get("device")), str(begun.get("precision"))
+
+
+def begun_blocks(record: Resumable | None, here: Blocks | None) -> Blocks | None:
+    """Return the order of what was begun, also where there is more or less memory now."""
+    if record is None or not record.is_begun:
+        return here
+    values = record.environment.get("blocks")
+    try:
+        return None if values is None else Blocks(**values)
+    except TypeError:
+        raise InputError(f"{record.path} names no order of its images") from None
 
 
 _NAMED = (

@@ -15,7 +15,7 @@ from firstlight.jobs.failures import failures_explained, interruptible, removed_
 from firstlight.jobs.job import Job
 from firstlight.jobs.judge import judge, kept_network, numbers, validated
 from firstlight.jobs.progress import Progress, result_lines, say, silent
-from firstlight.jobs.resume import begun_record, check_unchanged, pinned
+from firstlight.jobs.resume import begun_blocks, begun_record, check_unchanged, pinned
 from firstlight.jobs.seeds import Seeds, train_seeds
 from firstlight.jobs.transfer import train_head
 from firstlight.machine.ranks import Ranks, is_follower, join, started
@@ -100,6 +100,7 @@ def _train(
     device, precision = ranks.broadcast(ranks.together(lambda: pinned(begun, device, precision)))
     job = ranks.together(lambda: Job.prepare(recipe, data, device, precision, determinism))
     ranks.together(lambda: check_unchanged(begun, job.environment(), log))
+    job.batches.blocks = ranks.broadcast(begun_blocks(begun, job.batches.blocks))
     untrained = copy.deepcopy(job.model.state_dict()) if recipe.on_divergence == "halve" else {}
     run = ranks.together(lambda: Run(_folder(begun, recipe, place) if ranks.first else NoFolder()))
     with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
