@@ -146,7 +146,7 @@ class ImageSet:
         return self.subset(indices[~chosen]), self.subset(indices[chosen])
 
 
-def statistics(images: Tensor, rows: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Images, rows: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of uint8 N×C×H×W images, scaled to 0…1.
 
     Summed as integers, so the result does not depend on the order or the number of threads.
@@ -158,11 +158,11 @@ def statistics(images: Tensor, rows: Tensor | None = None) -> tuple[tuple[float,
     squares = torch.zeros(channels, dtype=torch.int64)
     rows = torch.arange(len(images)) if rows is None else rows
     # About 50 MB at once as int32, whatever the size of an image.
-    for part in rows.split(max(1, 4096 * 3072 // max(images[:1].numel(), 1))):
+    for part in rows.split(max(1, 4096 * 3072 // max(images.shape[1:].numel(), 1))):
         wide = images[part].to(torch.int32)
         total += wide.sum(dim=(0, 2, 3), dtype=torch.int64)
         squares += (wide * wide).sum(dim=(0, 2, 3), dtype=torch.int64)
-    count = len(rows) * images[0, 0].numel() if len(rows) and channels else 0
+    count = len(rows) * images.shape[2:].numel() if len(rows) and channels else 0
     if not count:
         raise InputError("an empty set of images has no mean")
     mean = total.double() / count
