@@ -110,6 +110,7 @@ def only_reader(folder: Path) -> Iterator[bool]:
             if other.is_dir() and other != folder:
                 with contextlib.suppress(Timeout, OSError), FileLock(f"{other}.lock", timeout=0):
                     shutil.rmtree(other)
+                    Path(f"{other}.lock").unlink(missing_ok=True)
         yield True
     finally:
         # Removed while it is held: whoever waits for this file looks again for the one at its path.

@@ -39,12 +39,16 @@ class Blocks:
 
     def words(self, images: Images) -> str:
         """Say what is done with these images, and in which order they are shown."""
-        size = images.shape[1:].numel() / 2**30
+        size = images.shape[1:].numel()
         return (
-            f"{len(images) * size:.3g} GB of images exceed the memory for them, and are read as they are "
-            f"needed: shuffled in blocks of {self.block:,} neighbours, then within windows of "
-            f"{self.window:,} images ({self.window * size:.2g} GB)"
+            f"{_size(len(images) * size)} of images exceed the memory for them and stay on the disk: "
+            f"shuffled in blocks of {self.block:,} neighbours, then within windows of {self.window:,} images "
+            f"({_size(self.window * size)})"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.3g} GB" if count >= 2**30 else f"{count / 2**20:.3g} MB"
 
 
 def most_held() -> int:

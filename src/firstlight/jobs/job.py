@@ -239,7 +239,7 @@ class Job:
             "kernels": operations_on(machine),
             "step": steps_on(machine),
             "determinism": machine.determinism,
-            **({} if blocks is None else {"blocks": dataclasses.asdict(blocks)}),
+            **({} if blocks is None else {"block_images": blocks.block, "window_images": blocks.window}),
             **({} if ranks.alone else {"ranks": ranks.count, "batch_norm": self.recipe.batch_norm}),
             "command": self.command(),
             "data": {

@@ -120,11 +120,12 @@ def begun_blocks(record: Resumable | None, here: Blocks | None) -> Blocks | None
     """Return the order of what was begun, also where there is more or less memory now."""
     if record is None or not record.is_begun:
         return here
-    values = record.environment.get("blocks")
-    try:
-        return None if values is None else Blocks(**values)
-    except TypeError:
-        raise InputError(f"{record.path} names no order of its images") from None
+    block, window = (record.environment.get(f"{name}_images") for name in ("block", "window"))
+    if block is None and window is None:
+        return None
+    if not (isinstance(block, int) and isinstance(window, int) and 1 <= block <= window):
+        raise InputError(f"{record.path} names no order of its images", "Start anew, in another --out.")
+    return Blocks(block, window)
 
 
 _NAMED = (
