@@ -63,7 +63,7 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_shuffles_blocks_and_image
 
 def test_only_a_set_that_exceeds_memory_is_read_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     images = image_set(50).images
-    assert blocks_for(images, CPU) == Blocks(1, 2)
+    assert blocks_for(images, CPU) == Blocks(1, 1)
     monkeypatch.setenv("FIRSTLIGHT_MEMORY", str(2 * 50 * 192))
     assert blocks_for(images, CPU) is None
     monkeypatch.delenv("FIRSTLIGHT_MEMORY")
@@ -76,8 +76,8 @@ def test_the_sizes_of_blocks_follow_the_memory(monkeypatch: pytest.MonkeyPatch) 
     images = StoredImages(None, (3, 32, 32), torch.arange(1_000_000))  # type: ignore[arg-type]
     monkeypatch.setenv("FIRSTLIGHT_MEMORY", "512M")
     blocks = blocks_for(images, CPU)
-    assert blocks == Blocks(170, 21760) and blocks.window * 3072 <= 64 * 2**20
-    assert "2.86 GB" in blocks.words(images) and "windows of 21,760 images (63.8 MB)" in blocks.words(images)
+    assert blocks == Blocks(170, 10880) and blocks.window * 3072 <= 32 * 2**20
+    assert "2.86 GB" in blocks.words(images) and "windows of 10,880 images (31.9 MB)" in blocks.words(images)
 
 
 @pytest.mark.parametrize("first", [0, 1, 4, 5])

@@ -70,7 +70,7 @@ def test_it_is_said_and_kept_and_only_where_the_set_exceeds_memory(
 ) -> None:
     held = go(photos, tmp_path / "held", quiet=False)
     assert "blocks" not in capsys.readouterr().out and "window_images" not in environment(held.path)
-    assert environment(whole)["window_images"] == 170 and environment(whole)["block_images"] == 2
+    assert environment(whole)["window_images"] == 85 and environment(whole)["block_images"] == 1
     assert outcome(whole)["history"] != outcome(held.path)["history"]
     assert min(run.summary.test_accuracy or 0 for run in (Run.open(whole), held)) > 0.9
     for key in ("data", "recipe"):
@@ -92,8 +92,8 @@ def test_the_whole_run_reads_the_set_piece_by_piece(
     monkeypatch.setattr(StoredImages, "__getitem__", measured)
     go(photos, tmp_path / "run", quiet=False, epochs=1)
     words = capsys.readouterr().out
-    assert "shuffled in blocks of 2 neighbours, then within windows of 170 images" in words
-    assert most == 170
+    assert "shuffled in blocks of 1 neighbours, then within windows of 85 images" in words
+    assert most == 85
 
 
 @pytest.mark.parametrize("memory", [LITTLE, None])
@@ -125,7 +125,7 @@ def with_ranks(photos: str, out: str) -> None:
 
 def test_ranks_train_in_the_order_of_one_process(photos: Path, whole: Path, tmp_path: Path) -> None:
     finish(2, tmp_path / "log", with_ranks, str(photos), str(tmp_path / "run"))
-    assert environment(tmp_path / "run")["window_images"] == 170
+    assert environment(tmp_path / "run")["window_images"] == 85
     several, one = (outcome(path)["history"][0] for path in (tmp_path / "run", whole))
     # Batches equal to the bit: tests/data/test_windows.py. Sums in another order part the losses in time.
     assert several["train_loss"] == pytest.approx(one["train_loss"], rel=0.02)

@@ -205,7 +205,8 @@ def test_seeds_are_a_sweep_with_one_setting_that_either_verb_goes_on_with(
     assert "sweep     out/sweep.json" in words and "page      out/sweep.html" in words
     page = (Path("out") / SWEEP_PAGE).read_text()
     low, high = two.interval
-    assert f"Test accuracy {two.mean:.2%}, 95 % interval {low:.2%} to {high:.2%} over 2 seeds." in page
+    assert f"Test accuracy {two.mean:.2%}, 95 % interval {low:.2%} to {high:.2%} over 2 seeds" in page
+    assert f"over 2 seeds; {two.mean_tta:.2%} with TTA." in page
     assert 'href="seed-1/report.html"' in page and f"{two.accuracies_tta[1]:.2%}"[:-1] in page
     assert "2 runs that differ in nothing but the seed" in page and "chooses" not in page
     first = (Path("out") / "seed-0" / record.MODEL).stat().st_mtime_ns

@@ -63,7 +63,7 @@ def blocks_for(images: Images, machine: Machine) -> Blocks | None:
         most = min(most, torch.cuda.get_device_properties(machine.device).total_memory // 2)
     if len(images) * size <= most:
         return None
-    window = min(_WINDOW, most // 4)
+    window = min(_WINDOW, most // 8)
     block = max(1, min(_BLOCK, window // _BLOCKS) // size)
     return Blocks(block, max(1, window // size // block) * block)
 

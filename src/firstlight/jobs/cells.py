@@ -156,7 +156,7 @@ class _Training:
         stops_at_failure: bool,
     ) -> None:
         self.record, self.header, self.log, self.stops_at_failure = record, header, log, stops_at_failure
-        self.cells = {record.path.absolute() / cell.folder: (recipe, cell) for recipe, cell in cells}
+        self.cells = {record.path / cell.folder: (recipe, cell) for recipe, cell in cells}
         self.known = {path: _read(record.path, cell) for path, (_, cell) in self.cells.items()}
         self.is_one = len(header["settings"]) == 1
 

@@ -148,7 +148,10 @@ class Sweep:
         Of a single one say its test accuracy: there is nothing to choose.
         """
         if len(self.settings()) == 1:
-            return f"test accuracy {of_tests(self.cells) or 'not known'}"
+            averaged = [cell.test_accuracy_tta for cell in self.cells if cell.test_accuracy_tta is not None]
+            mean = sum(averaged) / len(averaged) if len(averaged) == len(self.cells) else None
+            views = "" if mean is None else f"; {mean:.2%} with TTA"
+            return f"test accuracy {of_tests(self.cells) or 'not known'}{views}"
         if self.best is None:
             return "best by validation: none: no setting was validated under every seed"
         line = f"best by validation: {self.title(self.best)}"
