@@ -83,5 +83,6 @@ def large_sets(tables: Tables) -> str:
     )
     titles += "| the same by the clock, to the first row | memory: anonymous, resident"
     last = [*newest.values()][-1]
-    where = f"{last['hardware']}, {last['precision']}, {last['threads']} thread, {last['rounds']} rounds"
-    return f"{table(titles, lines)}\n\n{where}; FIRSTLIGHT_MEMORY={last['memory']}. In brackets: to the first row."
+    where = f"{last['hardware']}, {last['precision']}, {last['threads']} thread, {last['rounds']} rounds, "
+    where += f"FIRSTLIGHT_MEMORY={last['memory']}"
+    return f"{table(titles, lines)}\n\n{where}. In brackets: to the first row."

@@ -7,8 +7,8 @@ The sets are made from integer arithmetic, in the form of the cache: 3 KB an ima
 memory of a machine (FIRSTLIGHT_MEMORY): a million exceeds 1 GB and is read in windows, the smaller sets are
 held. Every size has a process of its own, in turn (A B C A B C …), after the system's copy of its file is
 dropped, so that the disk is read. Each process reads and augments --read images, then trains a narrow network
-(the assignment's, --width) with --trained images, both over as many epochs as that takes. Medians are taken, by
-the clock and by the processor time of all its threads, which other work on the machine disturbs less.
+(the assignment's, --width) with --trained images, both over as many epochs as that takes. Medians are taken,
+by the clock and by the processor time of all its threads, which other work on the machine disturbs less.
 Memory is the most that /proc/self/status showed: anonymous, and resident with files and libraries.
 """
 
