@@ -117,7 +117,9 @@ class WindowReader:
         if number != self._number:
             ahead, self._ahead = self._ahead, None
             self._window = (torch.empty(0), torch.empty(0))  # or three would be in memory
-            self._window = ahead[1].result() if ahead and ahead[0] == number else self._read(number)
+            pixels, rows = ahead[1].result() if ahead and ahead[0] == number else self._read(number)
+            # Not by the thread: memory that another thread asks of a GPU would spoil the capture of a graph.
+            self._window = pixels.to(self._device), rows.to(self._device)
             self._number = number
             if number + 1 < len(self._ends):
                 self._ahead = number + 1, self._pool.submit(self._read, number + 1)
@@ -129,4 +131,4 @@ class WindowReader:
         rows, places = self._order[start : self._ends[number]].sort()
         positions = torch.empty_like(places)
         positions[places] = torch.arange(len(places))
-        return self._images[rows].to(self._device), positions.to(self._device)
+        return self._images[rows], positions
