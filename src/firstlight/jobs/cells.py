@@ -132,12 +132,13 @@ def train_cells(
         training = _Training(record, header, cells, log, stops_at_failure)
         training.write()
         left = training.plans()
+        if not left:
+            log(f"{record.path} is finished already")
         if job is not None:
             with failures_explained(record.path, job):
-                training.say_cost(job, len(left), base.name)
+                if engine is one_after_another:
+                    training.say_cost(job, len(left), base.name)
             job = None  # its images and network would lie beside those of every cell
-        elif not left:
-            log(f"{record.path} is finished already")
         result = training.go(left, one, engine, {**options, "device": device, "precision": precision})
         page = write_sweep_page(result, base.name)
     log(f"sweep     {result.path / SWEEP}\npage      {page}")
