@@ -158,7 +158,7 @@ def test_ctrl_c_a_killed_worker_and_a_stopped_node_change_no_bit(
     wait_until(lambda: in_work(out), "for a checkpoint")
     driver.send_signal(signal.SIGINT)
     assert driver.wait(90) == 130, log.read_text()
-    assert "of 8 cells are done; the same command goes on" in log.read_text()
+    assert "of 8 cells are finished; the same command goes on" in log.read_text()
     begun = in_work(out)
     assert begun
     wait_until(lambda: not cluster.workers(0) + cluster.workers(1), "for the end of all cells")

@@ -13,11 +13,14 @@ import pytest
 import firstlight
 from firstlight.errors import InputError, RunFailed
 from firstlight.insight.intervals import student_quantile, wilson_interval
-from firstlight.jobs.seeds import SEEDS, Seeds
+from firstlight.jobs.seeds import Seeds
+from firstlight.jobs.sweep import sweep
 from firstlight.jobs.train import train
+from firstlight.recipes import resolve
 from firstlight.record import record
 from firstlight.record.checkpoints import Checkpoints
 from firstlight.record.run_folder import RunFolder
+from firstlight.record.sweep import SWEEP, SWEEP_PAGE
 from firstlight.run import Run
 
 SMALL: dict[str, Any] = {
@@ -34,7 +37,7 @@ def in_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / SEEDS).read_text()))
+    return dict(json.loads((folder / SWEEP).read_text()))
 
 
 def test_seeds_are_whole_runs_and_their_scatter_is_words_and_written(
@@ -58,7 +61,7 @@ def test_seeds_are_whole_runs_and_their_scatter_is_words_and_written(
     assert str(seeds) in words and "over seeds" in str(seeds) and f"{seeds.sd:.2%}" in str(seeds)
     values = written(seeds.path)
     assert values["schema"] == 2 and values["finished"] is True and values["seeds"] == [10, 11, 12]
-    assert [row["test_accuracy"] for row in values["runs"]] == list(seeds.accuracies)
+    assert [row["test_accuracy"] for row in values["cells"]] == list(seeds.accuracies)
     spread = {"mean": seeds.mean, "sd": seeds.sd, "interval_95": list(seeds.interval)}
     assert values["test_accuracy"] == spread | {"interval_over": "seeds"}
     assert values["test_accuracy_tta"]["mean"] == pytest.approx(statistics.mean(seeds.accuracies_tta))
@@ -99,7 +102,7 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         train("shapes.demo", seeds=2, out="taken", **SMALL)
     (tmp_path / "taken" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match=rf"holds no {SEEDS}"):
+    with pytest.raises(InputError, match=rf"holds no {SWEEP}"):
         train("shapes.demo", seeds=2, out="taken", resume=True, **SMALL)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
 
@@ -127,7 +130,7 @@ def test_stopped_within_a_seed_it_goes_on_there_and_keeps_what_is_finished(
     words = capsys.readouterr().out
     assert "1 of 3 seeds are finished; the same command with --resume goes on in out" in words
     values = written(Path("out"))
-    assert values["finished"] is False and [row["seed"] for row in values["runs"]] == [0]
+    assert values["finished"] is False and [row["seed"] for row in values["cells"]] == [0]
     assert "test_accuracy" not in values
     first = (Path("out") / "seed-0" / record.MODEL).stat().st_mtime_ns
     seeds = train("shapes.demo", seeds=3, out="out", resume=True, **SMALL)
@@ -148,7 +151,7 @@ def test_resume_finds_the_newest_unfinished_seeds_and_leaves_single_runs_alone(
         train("shapes.demo", seeds=3, resume=True, **SMALL)
     train("shapes.demo", quiet=True, **SMALL)
     stopped_in(0, monkeypatch, quiet=True)
-    assert not written(Path("runs/shapes.demo-2"))["runs"]
+    assert not written(Path("runs/shapes.demo-2"))["cells"]
     with pytest.raises(InputError, match="nothing to resume"):
         train("shapes.demo", resume=True, **SMALL)
     seeds = train("shapes.demo", seeds=3, resume="auto", quiet=True, **SMALL)
@@ -179,7 +182,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     write = RunFolder.write
 
     def full(self: RunFolder, name: str, content: bytes | str) -> None:
-        if name == SEEDS and (self.path / "seed-0").exists():
+        if name == SWEEP and (self.path / "seed-0").exists():
             raise OSError(28, "No space left on device", str(self.path / name))
         write(self, name, content)
 
@@ -189,3 +192,38 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunFolder, "write", write)
     seeds: Seeds = train("shapes.demo", seeds=2, quiet=True, out="out", resume=True, **SMALL)
     assert len(seeds.runs) == 2
+
+
+def test_seeds_are_a_sweep_with_one_setting_that_either_verb_goes_on_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = {key: value for key, value in SMALL.items() if key not in ("epochs", "device", "precision")}
+    place: dict[str, Any] = {key: SMALL[key] for key in ("epochs", "device", "precision")}
+    recipe = resolve("shapes.demo", **settings)
+    two = train(recipe, seeds=2, out="out", **place)
+    words = capsys.readouterr().out
+    assert "sweep     out/sweep.json" in words and "page      out/sweep.html" in words
+    page = (Path("out") / SWEEP_PAGE).read_text()
+    low, high = two.interval
+    assert f"Test accuracy {two.mean:.2%}, 95 % interval {low:.2%} to {high:.2%} over 2 seeds" in page
+    assert f"over 2 seeds; {two.mean_tta:.2%} with TTA." in page
+    assert 'href="seed-1/report.html"' in page and f"{two.accuracies_tta[1]:.2%}"[:-1] in page
+    assert "2 runs that differ in nothing but the seed" in page and "chooses" not in page
+    first = (Path("out") / "seed-0" / record.MODEL).stat().st_mtime_ns
+    swept = sweep(recipe, {}, seeds=3, out="out", **place)
+    assert str(Seeds.of(swept)) in capsys.readouterr().out
+    assert [cell.folder for cell in swept.cells] == ["seed-0", "seed-1", "seed-2"]
+    assert (Path("out") / "seed-0" / record.MODEL).stat().st_mtime_ns == first
+    assert Seeds.of(swept).accuracies[:2] == two.accuracies
+    again = train(recipe, seeds=3, out="out", resume=True, quiet=True, **place)
+    assert str(again) == str(Seeds.of(swept))
+
+
+def test_several_processes_of_one_run_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for start in (lambda: train("shapes.demo", seeds=2, **SMALL), lambda: sweep("shapes.demo", {}, seeds=2)):
+        with pytest.raises(InputError, match="several runs take one process, not 2"):
+            start()
+    assert not list(tmp_path.iterdir())

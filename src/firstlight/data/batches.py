@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from firstlight.data.augment import Augmentation, augment, normalise, resized
 from firstlight.data.images import ImageSet
+from firstlight.data.windows import Blocks, WindowReader, blocks_for, window_order
 from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
 from firstlight.machine.ranks import ALONE
@@ -29,26 +32,41 @@ class Plan:
     """One epoch, drawn in advance: the order of the images, and each augmentation's draws.
 
     order: int64, N. Row i of each tensor in `draws` belongs to the image `order[i]`.
+    windows: how many images of the order each window has; one where the whole set is shuffled.
     """
 
     order: Tensor
     draws: tuple[Tensor, ...]
+    windows: tuple[int, ...] = ()
 
     def rows(self, begin: int, end: int, step: int = 1) -> Plan:
         chosen = slice(begin, end, step)
         return Plan(self.order[chosen], tuple(drawn[chosen] for drawn in self.draws))
 
 
-def plan_epoch(images: ImageSet, augmentations: Sequence[Augmentation], seed: int, epoch: int) -> Plan:
-    """Draw an epoch from (seed, epoch) alone: the same on every device, and replayable."""
-    order = torch.randperm(len(images), generator=stream(seed, "order", epoch))
+def plan_epoch(
+    images: ImageSet,
+    augmentations: Sequence[Augmentation],
+    seed: int,
+    epoch: int,
+    blocks: Blocks | None = None,
+) -> Plan:
+    """Draw an epoch from (seed, epoch) alone: the same on every device, and replayable.
+
+    blocks: of a set that exceeds memory.
+    """
+    if blocks is None:
+        parts = [torch.randperm(len(images), generator=stream(seed, "order", epoch))]
+    else:
+        parts = window_order(len(images), blocks, seed, epoch)
+    order = torch.cat(parts)
     _, height, width = images.shape
     draws = []
     for index, augmentation in enumerate(augmentations):
         own_stream = functools.partial(stream, seed, "augment", index)
         draws.append(augmentation.sample(order, height, width, own_stream, epoch))
         height, width = augmentation.output_size(height, width)
-    return Plan(order, tuple(draws))
+    return Plan(order, tuple(draws), tuple(map(len, parts)))
 
 
 class Batches:
@@ -57,7 +75,9 @@ class Batches:
     sides: to which the augmented images of the first epochs are resized, one for each of these epochs.
     Where several ranks share the run, each has its share of every batch; sizes and lengths are of whole
     batches.
-    On a GPU the whole set lies on the device, so that a step waits for no host.
+    On a GPU the whole set lies on the device, so that a step waits for no host. A set that exceeds the
+    memory is read in windows, see `data.windows`; `blocks` is then set. It may be set to that of a run that
+    goes on.
     """
 
     def __init__(
@@ -85,7 +105,8 @@ class Batches:
             )
         self.images, self.batch_size, self.augmentations = images, batch_size, tuple(augmentations)
         self.seed, self.machine, self.sides = seed, machine, tuple(sides)
-        self._pixels = images.images.to(machine.device)
+        self.blocks = blocks_for(images.images, machine)
+        self._pixels = None if self.blocks else images.images.to(machine.device)
         self._labels = images.labels.to(machine.device)
         self._together = 1 if machine.device.type == "cpu" else _TOGETHER
 
@@ -119,24 +140,46 @@ class Batches:
 
         Images are normalised, channels-last, in the machine's precision; labels int64.
         """
-        plan = plan_epoch(self.images, self.augmentations, self.seed, epoch)
+        drawn = self.plan(epoch)
         device, ranks = self.machine.device, self.machine.ranks
-        plan = Plan(plan.order.to(device), tuple(drawn.to(device) for drawn in plan.draws))
+        plan = Plan(drawn.order.to(device), tuple(draws.to(device) for draws in drawn.draws))
         together = self._together if ranks.alone else 1
         share = ranks.rows(self.batch_size)
-        for batch in range(first, len(self), together):
-            begin, end = batch * self.batch_size, min(batch + together, len(self)) * self.batch_size
-            part = plan.rows(begin + ranks.rank, end, ranks.count)
-            images = self._images(part)
-            if epoch < len(self.sides):
-                images = resized(images, self.sides[epoch])
-            labels = self._labels.index_select(0, part.order)
-            yield from zip(images.split(share), labels.split(share), strict=True)
+        with self._reader(drawn) as pixels:
+            for batch in range(first, len(self), together):
+                begin, end = batch * self.batch_size, min(batch + together, len(self)) * self.batch_size
+                rows = begin + ranks.rank, end, ranks.count
+                part = plan.rows(*rows)
+                images = self._augmented(pixels(*rows), part.draws)
+                if epoch < len(self.sides):
+                    images = resized(images, self.sides[epoch])
+                labels = self._labels.index_select(0, part.order)
+                yield from zip(images.split(share), labels.split(share), strict=True)
 
-    def _images(self, part: Plan) -> Tensor:
-        pixels = self._pixels.index_select(0, part.order)
+    def order_words(self) -> str | None:
+        """Say how a set that exceeds memory is read; None of all others."""
+        return None if self.blocks is None else self.blocks.words(self.images.images)
+
+    def plan(self, epoch: int) -> Plan:
+        """Return the order and the draws of an epoch."""
+        return plan_epoch(self.images, self.augmentations, self.seed, epoch, self.blocks)
+
+    def _reader(self, plan: Plan) -> AbstractContextManager[Callable[[int, int, int], Tensor]]:
+        """Return what gives the pixels at the places begin, begin + step … below end of an epoch's order."""
+        if (pixels := self._pixels) is not None:
+            order = plan.order.to(self.machine.device)
+            return contextlib.nullcontext(
+                lambda begin, end, step: pixels.index_select(0, order[begin:end:step])
+            )
+        images, device = self.images.images, self.machine.device
+        if self.blocks is not None:
+            return WindowReader(images, plan.order, plan.windows, device)
+        # A run that was begun where there was more memory: its order, at the speed of single images.
+        return contextlib.nullcontext(lambda begin, end, step: images[plan.order[begin:end:step]].to(device))
+
+    def _augmented(self, pixels: Tensor, draws: Sequence[Tensor]) -> Tensor:
         mean, std = self.images.mean, self.images.std
-        return augment(pixels, self.augmentations, part.draws, mean, std, self.machine.dtype)
+        return augment(pixels, self.augmentations, draws, mean, std, self.machine.dtype)
 
 
 def in_order(images: ImageSet, batch_size: int, machine: Machine) -> Iterator[Tensor]:
@@ -145,5 +188,6 @@ def in_order(images: ImageSet, batch_size: int, machine: Machine) -> Iterator[Te
     Of several ranks each has every so many batches, which `Ranks.interleave` puts in order again.
     """
     ranks = machine.ranks
-    for pixels in images.images.split(batch_size)[ranks.rank :: ranks.count]:
+    for start in range(ranks.rank * batch_size, len(images), ranks.count * batch_size):
+        pixels = images.images[start : start + batch_size]
         yield normalise(pixels.to(machine.device), images.mean, images.std, machine.dtype)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from firstlight.data.archives import is_archive, unpacked
-from firstlight.data.folder_cache import Facts, FolderCache, Rows, key_of
+from firstlight.data.folder_cache import Facts, FolderCache, key_of
 from firstlight.data.folder_files import Listing, NoClasses, Picture, classes_of, list_folder
+from firstlight.data.folder_parts import MANY, only_reader, read_in_parts
 from firstlight.data.folder_pixels import SIDES, Pixels, choose_side, read_pixels, reading_rule
-from firstlight.data.folder_split import held_out, look_alikes
+from firstlight.data.folder_split import MOST_COMPARED, held_out, look_alikes
 from firstlight.data.folder_table import SUFFIXES, find_table, list_table
 from firstlight.data.image_files import FITS
-from firstlight.data.images import DataFacts, ImageSet, statistics
+from firstlight.data.images import DataFacts, Images, ImageSet, statistics
 from firstlight.data.names import several
 from firstlight.errors import InputError, printable
 from firstlight.machine.storage import cache_folder
@@ -99,25 +99,40 @@ class Folder:
         settings = self.side, self.largest, self.fit, self.test_share, self.seed
         source = cache_folder() / f"folder-{key_of(os.fspath(root.resolve()))[:12]}"
         cache = FolderCache(source, key_of(2, reading_rule(), settings, stamps))
-        rows, facts = cache.load() or self._read(root, listing, cache)
-        classes, images = classes_of(pictures), torch.from_numpy(rows)
+        images, facts = cache.load() or self._read(root, listing, cache)
+        classes = classes_of(pictures)
         numbers = {label: number for number, label in enumerate(classes)}
         notes = (*_notes(self, root, listing, facts), *listing.notes, *facts.notes)
         mean, std = tuple(facts.mean), tuple(facts.std)
 
-        def image_set(images: Tensor, indices: Sequence[int]) -> ImageSet:
+        def image_set(images: Images, indices: Sequence[int]) -> ImageSet:
             labels = torch.tensor([numbers[pictures[index].label] for index in indices])
             names = [pictures[index].name for index in indices]
             return ImageSet(images, labels, classes, mean, std, names, notes=notes)
 
         count = len(facts.train)
-        return image_set(images[:count], facts.train), image_set(images[count:], facts.test)
+        train, test = images.narrow(0, 0, count), images.narrow(0, count, len(facts.test))
+        return image_set(train, facts.train), image_set(test, facts.test)
 
-    def _read(self, root: Path, listing: Listing, cache: FolderCache) -> tuple[Rows, Facts]:
+    def _read(self, root: Path, listing: Listing, cache: FolderCache) -> tuple[Images, Facts]:
         """Read every picture, divide the set, and keep both in the cache."""
         pictures = listing.pictures
         side, median = (self.side, 0) if self.side else choose_side(pictures, self.largest)
-        pixels = read_pixels(pictures, side, self.fit, cache.folder)
+        with ExitStack() as stack:
+            if len(pictures) < MANY or not stack.enter_context(only_reader(cache.parts)):
+                pixels = read_pixels(pictures, side, self.fit, cache.folder)
+                return self._divided(root, listing, cache, pixels, side, median)
+            if loaded := cache.load():  # what the process before has read
+                return loaded
+            is_compared = len(pictures) <= MOST_COMPARED and not any(each.part for each in pictures)
+            pixels = read_in_parts(pictures, side, self.fit, cache.parts, thumbnails=is_compared)
+            return self._divided(root, listing, cache, pixels, side, median)
+
+    def _divided(
+        self, root: Path, listing: Listing, cache: FolderCache, pixels: Pixels, side: int, median: int
+    ) -> tuple[Images, Facts]:
+        """Divide what was read into training and test, and keep it in the cache."""
+        pictures = listing.pictures
         readable = [index for index, reason in enumerate(pixels.reasons) if not reason]
         _check_readable(root, pictures, pixels.reasons)
         notes: list[str] = []
@@ -130,13 +145,13 @@ class Folder:
             is_divided = any(picture.part for picture in pictures)
             why = "it cannot be read" if is_divided else "no class has two different pictures"
             raise InputError(f"{printable(root)} gives no test image: {why}", "Add pictures of each class.")
-        mean, std = statistics(torch.from_numpy(pixels.rows), torch.tensor(train))
+        mean, std = statistics(pixels.rows, torch.tensor(train))
         unreadable = [(index, reason) for index, reason in enumerate(pixels.reasons) if reason]
         notes += _duplicates(pictures, pixels.digests, train, test)
         facts = Facts(train, test, unreadable, list(mean), list(std), side, median, notes)
         if pixels.is_final:
             return cache.save(pixels.rows, facts)
-        return pixels.rows[[*train, *test]], facts
+        return pixels.rows.index_select(0, torch.tensor([*train, *test])), facts
 
     def _held_out(
         self, pictures: Sequence[Picture], pixels: Pixels, readable: Sequence[int]
@@ -144,6 +159,10 @@ class Folder:
         """Return the indices of the test images, and what to say of the split."""
         digests = [pixels.digests[index] for index in readable]
         names = [picture.name for picture in pictures]
+        if not len(pixels.thumbnails):
+            test = held_out(pictures, dict(zip(names, digests, strict=True)), self.test_share, self.seed)
+            note = f"near copies are not looked for among more than {MOST_COMPARED:,} pictures"
+            return [index for index, name in zip(readable, names, strict=True) if name in test], [note]
         alike = look_alikes(pictures, digests, pixels.thumbnails[readable])
         test = held_out(pictures, dict(zip(names, digests, strict=True)), self.test_share, self.seed, alike)
         sides: dict[str, set[bool]] = defaultdict(set)

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from firstlight.data.cache import ArrayCache, whole
+from firstlight.data.images import Images
+from firstlight.data.stored import StoredImages
+from firstlight.data.windows import most_held
 
 _ENTRIES = 4
 """Entries that one folder keeps, such as those of two sides; the oldest are removed."""
 _FACTS = "facts.json"
 _WRITTEN_AT_ONCE = 256
 
-Rows = npt.NDArray[np.uint8]
+_TYPE = "|u1"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ class FolderCache:
     folder: Path
     key: str
 
-    def load(self) -> tuple[Rows, Facts] | None:
-        """Return rows (mapped) and facts, or None where they are missing, damaged, or of other pictures."""
+    def load(self) -> tuple[Images, Facts] | None:
+        """Return rows and facts, or None where they are missing, damaged, or of other pictures.
+
+        Rows are mapped, or stored where they exceed the memory for them.
+        """
         try:
             sha256, _, text = (self._entry / _FACTS).read_bytes().partition(b"\n")
             if sha256.decode() != hashlib.sha256(text).hexdigest():
@@ -64,21 +70,30 @@ class FolderCache:
                 return None
             arrays = ArrayCache(self._entry, ("images",), str(values.pop("digest"))).load()
             facts = Facts(**values)
+            if arrays is None:
+                return None
+            if arrays["images"].nbytes > most_held():
+                return StoredImages.open(self._entry / "images.npy"), facts
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return None if arrays is None else (arrays["images"], facts)
+        return torch.from_numpy(arrays["images"]), facts
 
-    def save(self, rows: Rows, facts: Facts) -> tuple[Rows, Facts]:
-        """Save the rows of `facts`, train then test; return them mapped, or as they are where that fails."""
-        order = [*facts.train, *facts.test]
+    @property
+    def parts(self) -> Path:
+        """The folder in which very many pictures are read."""
+        return self.folder / f"reading-{self.key[:16]}"
+
+    def save(self, rows: Images, facts: Facts) -> tuple[Images, Facts]:
+        """Save the rows of `facts`, train then test; return them as `load`, or as they are if that fails."""
+        order = torch.tensor([*facts.train, *facts.test])
         try:
             shape = (len(order), *rows.shape[1:])
-            sha = hashlib.sha256(f"images {rows.dtype.str} {shape}\n".encode())  # as `cache.digest`
+            sha = hashlib.sha256(f"images {_TYPE} {shape}\n".encode())  # as `cache.digest`
             with whole(self._entry / "images.npy") as path, path.open("xb") as file:
-                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                header = {"descr": _TYPE, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(order), _WRITTEN_AT_ONCE):
-                    part = rows[order[start : start + _WRITTEN_AT_ONCE]].tobytes()
+                    part = rows[order[start : start + _WRITTEN_AT_ONCE]].numpy().tobytes()
                     sha.update(part)
                     file.write(part)
             values = {"key": self.key, "digest": sha.hexdigest(), **asdict(facts)}
@@ -86,9 +101,10 @@ class FolderCache:
                 text = json.dumps(values).encode()
                 path.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             self._remove_old()
+            shutil.rmtree(self.parts, ignore_errors=True)
         except OSError:
-            return rows[order], facts
-        return self.load() or (rows[order], facts)
+            return rows.index_select(0, order), facts
+        return self.load() or (rows.index_select(0, order), facts)
 
     def _remove_old(self) -> None:
         entries = [path for path in self.folder.iterdir() if (path / _FACTS).is_file()]

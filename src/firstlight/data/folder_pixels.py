@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from firstlight.data import image_files, image_formats, image_metadata, image_modes
 from firstlight.data.folder_files import Picture
 from firstlight.data.image_files import open_upright, pixels_of, size_of
+from firstlight.data.images import Images
 from firstlight.data.near_duplicates import SIDE
 from firstlight.errors import InputError, printable
 
@@ -33,7 +35,8 @@ SIDES = (32, 64, 96, 128, 160, 224)
 _MEASURED = 500  # pictures of which the size is read to choose a side
 _MOST_THREADS = 4  # each may hold a picture of the largest size that is read, about 0.5 GB
 _AT_ONCE = 256
-_THUMBNAIL = (3, SIDE, SIDE)
+THUMBNAIL = (3, SIDE, SIDE)
+"""Shape of a thumbnail."""
 
 Rows = npt.NDArray[np.uint8]
 
@@ -42,13 +45,13 @@ Rows = npt.NDArray[np.uint8]
 class Pixels:
     """What came out of reading pictures, in their order.
 
-    rows: uint8, N×3×side×side; black where a picture could not be read.
+    rows: uint8, N×3×side×side, in a file that ends with them; black where a picture could not be read.
     digests: SHA-256 of each file. reasons: why it could not be read, "" where it was.
-    thumbnails: uint8, N×3×32×32, the whole picture whatever its shape; 3 KB a picture, in memory.
+    thumbnails: uint8, N×3×32×32, the whole picture whatever its shape; of very many pictures none.
     is_final: whether reading again would give the same: not after an error of the disk.
     """
 
-    rows: Rows
+    rows: Images
     digests: list[str]
     reasons: list[str]
     is_final: bool
@@ -56,7 +59,9 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
+    """What came out of reading one picture; no row where it could not be read."""
+
     row: Rows | None
     digest: str
     reason: str = ""
@@ -90,7 +95,7 @@ def choose_side(pictures: Sequence[Picture], largest: int) -> tuple[int, int]:
 def read_pixels(pictures: Sequence[Picture], side: int, fit: str, folder: Path) -> Pixels:
     """Read all pictures; rows go to an unnamed file in `folder`, or into memory where there is no room."""
     shape = (len(pictures), 3, side, side)
-    thumbnails = np.zeros((len(pictures), *_THUMBNAIL), np.uint8)
+    thumbnails = np.zeros((len(pictures), *THUMBNAIL), np.uint8)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -113,7 +118,7 @@ def read_pixels(pictures: Sequence[Picture], side: int, fit: str, folder: Path) 
                 thumbnails[index] = result.thumbnail
             results.append(replace(result, row=None, thumbnail=None))
     return Pixels(
-        rows,
+        torch.from_numpy(rows),
         [result.digest for result in results],
         [result.reason for result in results],
         all(result.is_final for result in results),
@@ -121,8 +126,8 @@ def read_pixels(pictures: Sequence[Picture], side: int, fit: str, folder: Path) 
     )
 
 
-def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[_Result]:
-    read = partial(_result, shape=(3, side, side), fit=fit)
+def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[Result]:
+    read = partial(read_picture, shape=(3, side, side), fit=fit)
     # tqdm shows nothing in a file, and nothing of what is quickly done.
     with (
         quiet(),
@@ -138,7 +143,8 @@ def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[_Resu
                 yield result
 
 
-def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
+def read_picture(picture: Picture, shape: tuple[int, int, int], fit: str) -> Result:
+    """Return a picture of that shape, and its thumbnail."""
     digest = picture.name  # a file that cannot be read is like no other
     try:
         with picture.path.open("rb") as file:
@@ -146,24 +152,24 @@ def _result(picture: Picture, shape: tuple[int, int, int], fit: str) -> _Result:
         # Decoded once, for both.
         upright = open_upright(picture.path, max(*shape[1:], SIDE))
         row = pixels_of(upright, shape, fit).numpy()
-        is_small = (shape, fit) == (_THUMBNAIL, "stretch")
+        is_small = (shape, fit) == (THUMBNAIL, "stretch")
         thumbnail = row if is_small else _thumbnail(upright)
-        return _Result(row, digest, thumbnail=thumbnail)
+        return Result(row, digest, thumbnail=thumbnail)
     except InputError as error:
         cause = error.__context__
         is_final = not (isinstance(cause, OSError) and cause.errno)
-        return _Result(None, digest, _reason(error.message, picture.path), is_final)
+        return Result(None, digest, _reason(error.message, picture.path), is_final)
     except OSError as error:
-        return _Result(None, digest, printable(error.strerror or error), is_final=False)
+        return Result(None, digest, printable(error.strerror or error), is_final=False)
     except Exception as error:  # decoders raise more than they document, and one file must not end the job
-        return _Result(
+        return Result(
             None, digest, printable(f"{type(error).__name__}: {error}"), not isinstance(error, MemoryError)
         )
 
 
 def _thumbnail(upright: Image.Image) -> Rows:
     """Return a picture as uint8 3×32×32, whatever its shape; averaged first to twice that, for speed."""
-    small = upright.convert("RGB").resize(_THUMBNAIL[:0:-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
+    small = upright.convert("RGB").resize(THUMBNAIL[:0:-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.ascontiguousarray(np.array(small).transpose(2, 0, 1))
 
 

@@ -10,6 +10,9 @@ from firstlight.data.folder_files import Picture
 from firstlight.data.names import composed, natural_key
 from firstlight.data.near_duplicates import Bytes, groups_of, near_pairs
 
+MOST_COMPARED = 100_000
+"""Pictures among which near copies are looked for: the time grows with the square, to about a minute."""
+
 
 def look_alikes(pictures: Sequence[Picture], digests: Sequence[str], thumbnails: Bytes) -> dict[str, str]:
     """Return a key by name of picture, the same for those that show the same: copies, near copies and bursts.

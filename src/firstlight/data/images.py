@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,11 +29,32 @@ class DataFacts:
     std: tuple[float, ...] = ()
 
 
+class Images(Protocol):
+    """What holds the pixels of a set, uint8, N×C×H×W: a tensor, or `StoredImages`, which reads its rows.
+
+    Indexing gives a tensor. `index_select` and `narrow` give images again, of some rows; where they are
+    stored nothing is read.
+    """
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def ndim(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Tensor: ...
+    def index_select(self, dim: int, index: Tensor, /) -> Any: ...
+    def narrow(self, dim: int, start: int, length: int, /) -> Any: ...
+    def split(self, split_size: int, /) -> Iterable[Tensor]: ...
+    def to(self, device: torch.device, /) -> Tensor: ...
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Labelled images of one size, with what is needed to normalise and to name them.
 
-    images: uint8, N×C×H×W; may be memory-mapped, so treat it as read-only.
+    images: uint8, N×C×H×W; may be memory-mapped or stored in a file, so treat it as read-only.
     labels: int64, N; an index into `classes`.
     mean, std: one number per channel, of pixel values scaled to 0…1; of the *training* images,
         also in the test set that belongs to them.
@@ -41,7 +63,7 @@ class ImageSet:
     notes: what a person should know of how the set came to be, a sentence each.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -84,16 +106,16 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256 over images, labels and class names, in hexadecimal."""
         sha = hashlib.sha256("\0".join(self.classes).encode())
-        for tensor in (self.images, self.labels):
-            for part in tensor.split(4096):
+        for parts in (self.images.split(4096), self.labels.split(4096)):
+            for part in parts:
                 sha.update(part.contiguous().numpy().tobytes())
         return sha.hexdigest()
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """Return the images at `indices` (int64), in that order."""
+        """Return the images at `indices` (int64), in that order; stored ones are not read."""
         return replace(
             self,
-            images=self.images[indices],
+            images=self.images.index_select(0, indices),
             labels=self.labels[indices],
             names=[self.names[i] for i in indices.tolist()],
             masks=None if self.masks is None else self.masks[indices],
@@ -124,7 +146,7 @@ class ImageSet:
         return self.subset(indices[~chosen]), self.subset(indices[chosen])
 
 
-def statistics(images: Tensor, rows: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Images, rows: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of uint8 N×C×H×W images, scaled to 0…1.
 
     Summed as integers, so the result does not depend on the order or the number of threads.
@@ -137,14 +159,14 @@ def statistics(images: Tensor, rows: Tensor | None = None) -> tuple[tuple[float,
     levels = torch.arange(256)
     rows = torch.arange(len(images)) if rows is None else rows
     # About 12 MB at once, whatever the size of an image.
-    for part in rows.split(max(1, 4096 * 3072 // max(images[:1].numel(), 1))):
+    for part in rows.split(max(1, 4096 * 3072 // max(images.shape[1:].numel(), 1))):
         # How often each value occurs, which is counted faster than values and squares are summed.
         counts = torch.stack(
             [channel.flatten().bincount(minlength=256) for channel in images[part].unbind(1)]
         )
         total += counts @ levels
         squares += counts @ levels**2
-    count = len(rows) * images[0, 0].numel() if len(rows) and channels else 0
+    count = len(rows) * images.shape[2:].numel() if len(rows) and channels else 0
     if not count:
         raise InputError("an empty set of images has no mean")
     mean = total.double() / count

@@ -184,7 +184,7 @@ def evaluate(
         raise InputError("there is no image to evaluate", "Give at least one.")
     rows = []
     with inference(model), machine.autocast():
-        for batch in in_order(images, batch_size or images_at_once(images.images), machine):
+        for batch in in_order(images, batch_size or images_at_once(images.images.shape), machine):
             parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views(batch)]
             rows.append(torch.stack(parts).sum(0).cpu())
     rows = machine.ranks.interleave(rows)

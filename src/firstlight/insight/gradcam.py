@@ -101,7 +101,7 @@ def _gradcam(
     if endpoint not in modules:
         raise InputError(f"the model has no endpoint {endpoint!r}", nearest(endpoint, list(modules)))
     maps: list[list[Tensor]] = [[] for _ in targets]
-    at_once = batch_size or images_at_once(images)
+    at_once = batch_size or images_at_once(images.shape)
     parts = (part.split(at_once) for part in (images, *targets))
     # Backward passes too run in evaluation: a checkpointed network runs forward again in them.
     with evaluating(model), torch.inference_mode(False):

@@ -27,7 +27,7 @@ _LOCK_SECONDS = 120.0
 """How long a cell waits for the lock of the worker before, which may outlive its node by a moment."""
 _STOP_SECONDS = 60.0
 """How long stopped cells have for their checkpoints."""
-_VARIABLES = ("FIRSTLIGHT_OFFLINE", "FIRSTLIGHT_KERNELS")
+_VARIABLES = ("FIRSTLIGHT_OFFLINE", "FIRSTLIGHT_KERNELS", "FIRSTLIGHT_MEMORY")
 _PATHS = ("FIRSTLIGHT_DATA", "FIRSTLIGHT_CACHE")
 """What of the environment a cell takes along."""
 
@@ -48,7 +48,7 @@ class OnRay:
         self.threads, self.gpus, self.ray = threads, gpus, load_ray()
 
     def __call__(self, plans: Sequence[Plan], one: Train, options: Mapping[str, Any], log: Log) -> Ended:
-        """Do all plans, as many at a time as there is room for; their folders must be absolute."""
+        """Do all plans, as many at a time as there is room for."""
         ray = self.ray
         variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         variables |= {name: os.path.abspath(os.environ[name]) for name in _PATHS if os.environ.get(name)}
@@ -58,7 +58,7 @@ class OnRay:
                 num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, name="firstlight"
             )
             shared = (one, {**options, "quiet": True}, self.threads, variables)
-            tasks = {task.remote(plan.recipe, str(plan.path), *shared): plan for plan in plans}
+            tasks = {task.remote(plan.recipe, os.path.abspath(plan.path), *shared): plan for plan in plans}
             try:
                 while tasks:
                     (done, *_), _ = ray.wait([*tasks], num_returns=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from firstlight import __version__
 from firstlight.data.augment import normalise
-from firstlight.data.batches import Batches, plan_epoch
+from firstlight.data.batches import Batches
 from firstlight.data.images import ImageSet
 from firstlight.errors import InputError
 from firstlight.jobs.progress import cost_after, silent
@@ -191,6 +191,7 @@ class Job:
             f"{count_parameters(self.model):,} parameters",
             f"on {machine.hardware}; {machine.device.type}, {machine.precision}, {threads}",
             *self._shared(),
+            *([] if (line := self.batches.order_words()) is None else [line]),
             f"{operations_on(machine)}; steps {steps_on(machine)}"
             if machine.device.type == "cuda"
             else operations_on(machine),
@@ -213,7 +214,7 @@ class Job:
 
     def samples(self) -> dict[str, Tensor]:
         """Return the first training images of epoch 1 with the draws that augment them there."""
-        plan = plan_epoch(self.train, self.recipe.augment, self.recipe.seed, 0).rows(0, _SAMPLES)
+        plan = self.batches.plan(0).rows(0, _SAMPLES)
         draws = {f"draws_{index}": rows for index, rows in enumerate(plan.draws)}
         return {"images": self.train.images[plan.order], "labels": self.train.labels[plan.order], **draws}
 
@@ -225,6 +226,7 @@ class Job:
     def environment(self) -> dict[str, Any]:
         """Return versions, hardware and data, as a run keeps them."""
         machine, train, ranks = self.machine, self.train, self.machine.ranks
+        blocks = self.batches.blocks
         return {
             "firstlight": __version__,
             "python": platform.python_version(),
@@ -238,6 +240,7 @@ class Job:
             "kernels": operations_on(machine) if self.recipe.head is None else _NOT_TRAINED,
             "step": steps_on(machine),
             "determinism": machine.determinism,
+            **({} if blocks is None else {"block_images": blocks.block, "window_images": blocks.window}),
             **({} if ranks.alone else {"ranks": ranks.count, "batch_norm": self.recipe.batch_norm}),
             "command": self.command(),
             "data": {

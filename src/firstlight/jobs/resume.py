@@ -1,4 +1,4 @@
-"""Going on with what was stopped, one run or several seeds: in which folder, and is it the same?"""
+"""Going on with what was stopped, one run or a sweep: in which folder, and is it the same?"""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from firstlight.data.windows import Blocks
 from firstlight.errors import InputError
 from firstlight.recipe import KINDS, Recipe
 from firstlight.record.run_folder import ROOT, RunFolder
 
 
 class Resumable(Protocol):
-    """What is kept of a job that may have been stopped: a `Record`, or that of several seeds."""
+    """What is kept of a job that may have been stopped: a `Record`, or that of a sweep."""
 
     path: Path
 
@@ -44,12 +45,22 @@ class Resumable(Protocol):
 _R = TypeVar("_R", bound=Resumable)
 
 
-def begun_record(kind: type[_R], recipe: Recipe, out: Path | None, resume: bool | str) -> _R | None:
+def begun_record(
+    kind: type[_R],
+    recipe: Recipe,
+    out: Path | None,
+    resume: bool | str,
+    *,
+    name: str = "",
+    same: Callable[[_R], bool] = lambda record: True,
+) -> _R | None:
     """Return what to go on with, None where the job starts anew in a new folder.
 
-    resume: False never goes on, True must find something, "auto" may. Raises InputError where `out` holds
-    something else, or was begun with another recipe.
+    resume: False never goes on, True must find something, "auto" may. name: of the folders to look through
+    where `out` is none, by default the recipe's. same: whether one of them is also the same in other ways
+    than its recipe. Raises InputError where `out` holds something else, or was begun with another recipe.
     """
+    name = name or recipe.name
     if resume not in (False, True, "auto"):
         raise InputError(f'resume takes True, False or "auto", not {resume!r}')
     if not resume:
@@ -57,10 +68,10 @@ def begun_record(kind: type[_R], recipe: Recipe, out: Path | None, resume: bool 
             hint = "Choose another --out, remove it, or go on with --resume."
             raise InputError(f"{out} exists already", hint)
         return None
-    record = _newest_unfinished(kind, recipe) if out is None else _in_place(kind, out)
+    record = _newest_unfinished(kind, recipe, name, same) if out is None else _in_place(kind, out)
     if record is None:
         if resume is True:
-            where = out or f"{ROOT}/{recipe.name}"
+            where = out or f"{ROOT}/{name}"
             raise InputError(f"there is nothing to resume at {where}", 'resume="auto" would start anew.')
         return None
     if record.is_begun and record.recipe.to_json() != recipe.to_json():
@@ -82,14 +93,14 @@ def _in_place(kind: type[_R], out: Path) -> _R | None:
     return kind.open(out)
 
 
-def _newest_unfinished(kind: type[_R], recipe: Recipe) -> _R | None:
-    pattern = re.compile(re.escape(recipe.name) + r"(?:-(\d+))?")
-    numbered = [
-        (pattern.fullmatch(path.name), path) for path in ROOT.glob(f"{recipe.name}*") if path.is_dir()
-    ]
+def _newest_unfinished(kind: type[_R], recipe: Recipe, name: str, same: Callable[[_R], bool]) -> _R | None:
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    numbered = [(pattern.fullmatch(path.name), path) for path in ROOT.glob(f"{name}*") if path.is_dir()]
     for _, path in sorted(((int(match[1] or 1), path) for match, path in numbered if match), reverse=True):
         record = kind(RunFolder(path))
-        if record.is_begun and not record.is_finished and record.recipe.to_json() == recipe.to_json():
+        if not record.is_begun or record.is_finished or record.recipe.to_json() != recipe.to_json():
+            continue
+        if same(record):
             return kind.open(path)
     return None
 
@@ -113,6 +124,18 @@ def pinned(record: Resumable | None, device: str, precision: str) -> tuple[str, 
                 f"{record.path} was begun with {name} {begun.get(name)}, not {asked}", f"Leave --{name} out."
             )
     return str(begun.get("device")), str(begun.get("precision"))
+
+
+def begun_blocks(record: Resumable | None, here: Blocks | None) -> Blocks | None:
+    """Return the order of what was begun, also where there is more or less memory now."""
+    if record is None or not record.is_begun:
+        return here
+    block, window = (record.environment.get(f"{name}_images") for name in ("block", "window"))
+    if block is None and window is None:
+        return None
+    if not (isinstance(block, int) and isinstance(window, int) and 1 <= block <= window):
+        raise InputError(f"{record.path} names no order of its images", "Start anew, in another --out.")
+    return Blocks(block, window)
 
 
 _NAMED = (

@@ -1,35 +1,17 @@
-"""Several seeds of one recipe: each a whole run, and what their mean and spread say of the recipe."""
+"""`Seeds`: what came out of several seeds of one recipe, with its spread."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from firstlight.errors import InputError
 from firstlight.insight.intervals import Spread
-from firstlight.jobs.cells import (
-    CellsRecord,
-    Log,
-    Plan,
-    Train,
-    cost,
-    one_after_another,
-    seeds_from,
-    stops_explained,
-)
-from firstlight.jobs.failures import failures_explained
-from firstlight.jobs.job import Job
-from firstlight.jobs.resume import begun_record, pinned
 from firstlight.machine.clock import duration
-from firstlight.recipe import Recipe
 from firstlight.record.run_folder import RunFolder
+from firstlight.record.sweep import Sweep
 from firstlight.run import Run
-
-SEEDS = "seeds.json"
-"""In the outer folder: which seeds of which recipe, and what came out of them so far."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +35,9 @@ class Seeds:
     train_seconds: float
 
     @classmethod
-    def of(cls, path: Path, runs: tuple[Run, ...]) -> Self:
-        """Take mean and spread of finished runs; raises InputError where one lacks a number."""
+    def of(cls, sweep: Sweep) -> Self:
+        """Take mean and spread of a sweep with one setting; raises InputError where a run lacks a number."""
+        path, runs = sweep.path, tuple(Run(RunFolder(sweep.path / cell.folder)) for cell in sweep.cells)
         plain, averaged, seconds = (
             Spread(tuple(_number(run, key) for run in runs))
             for key in ("test_accuracy", "test_accuracy_tta", "train_seconds")
@@ -113,100 +96,3 @@ def _interval(spread: Spread, run: Run, *, tta: bool) -> tuple[float, float]:
     if evaluation is None:
         raise InputError(f"{run.path} holds no predictions")
     return evaluation.interval
-
-
-class SeedsRecord(CellsRecord):
-    """The folder of several seeds: which were asked for, and each run in a folder of its own."""
-
-    NAME: ClassVar[str] = SEEDS
-
-    def check_seeds(self, seeds: range) -> None:
-        """Raise InputError where it was begun with seeds that are not among these."""
-        before = self.environment.get("seeds")
-        if not isinstance(before, list) or not all(isinstance(seed, int) for seed in before):
-            raise InputError(f"{self.path / SEEDS} names no seeds")
-        if not set(before) <= set(seeds):
-            message = f"{self.path} was begun with {len(before)} seeds, not {len(seeds)}"
-            raise InputError(message, "Give as many or more, or another --out.")
-
-    def run_path(self, seed: int) -> Path:
-        return self.path / f"seed-{seed}"
-
-    def finished(self, seeds: range) -> dict[int, Run]:
-        """Return the runs that came to their end."""
-        runs = {seed: Run(RunFolder(self.run_path(seed))) for seed in seeds}
-        return {seed: run for seed, run in runs.items() if run.is_finished}
-
-    def write(self, header: Mapping[str, Any], runs: Mapping[int, Run], result: Seeds | None = None) -> None:
-        """Write what is known so far; with `result` it is all."""
-        keys = ("test_accuracy", "test_accuracy_tta", "train_seconds", "wall_seconds")
-        rows = [
-            {"seed": seed, "folder": f"seed-{seed}", **{key: getattr(run.summary, key) for key in keys}}
-            for seed, run in sorted(runs.items())
-        ]
-        numbers = {} if result is None else result.to_json()
-        self.folder.write_json(SEEDS, {**header, "finished": result is not None, "runs": rows, **numbers})
-
-
-def train_seeds(
-    recipe: Recipe,
-    count: int,
-    one: Train,
-    data_dir: str | Path | None,
-    out: str | Path | None,
-    resume: bool | str,
-    device: str,
-    precision: str,
-    determinism: str,
-    log: Log,
-) -> Seeds:
-    """Train `count` seeds of a recipe, the recipe's own first, each a run of its own in OUT/seed-N.
-
-    one: `train` for a single recipe. device, precision: what they come to for the first seed is that of all.
-    """
-    seeds = seeds_from(recipe.seed, count)
-    path, data = (None if each is None else Path(each) for each in (out, data_dir))
-    begun = begun_record(SeedsRecord, recipe, path, resume)
-    if begun is not None and begun.is_begun:
-        begun.check_seeds(seeds)
-    device, precision = pinned(begun, device, precision)
-    runs = {} if begun is None else begun.finished(seeds)
-    job = None
-    if len(runs) < count:
-        job = Job.prepare(recipe, data, device, precision, determinism)
-        device, precision = job.machine.device.type, job.machine.precision
-    record = begun or SeedsRecord(RunFolder.create(recipe.name, path))
-    header = {"recipe": recipe.to_json(), "device": device, "precision": precision, "seeds": list(seeds)}
-    options = {"data_dir": data_dir, "device": device, "precision": precision, "determinism": determinism}
-    plans = {
-        seed: Plan(
-            dataclasses.replace(recipe, seed=seed), record.run_path(seed), f"seed {seed}, {number} of {count}"
-        )
-        for number, seed in enumerate(seeds, 1)
-    }
-    with record.folder.lock():
-        record.folder.sweep()
-        if job is not None:
-            with failures_explained(record.path, job):
-                record.write(header, runs)
-                left = count - len(runs)
-                rest = "" if left == count else f" for the {left} that are left"
-                log(f"{_seeds(count)} of {recipe.name}: {cost(job, left)}{rest}")
-            job = None  # its images and network would lie beside those of every seed
-        else:
-            log(f"{record.path} is finished already")
-
-        def done() -> str:
-            return f"{len(runs)} of {count} seeds are finished"
-
-        left_plans = [plan for seed, plan in plans.items() if seed not in runs]
-        with stops_explained(record, done, "the same command with --resume", log):
-            for plan, failure in one_after_another(left_plans, one, options, log):
-                if failure is not None:
-                    raise failure
-                runs[plan.recipe.seed] = Run(RunFolder(plan.path))
-                record.write(header, runs)
-            result = Seeds.of(record.path, tuple(runs[seed] for seed in seeds))
-            record.write(header, runs, result)
-    log(f"\n{result}\nseeds     {record.path / SEEDS}")
-    return result

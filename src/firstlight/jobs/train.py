@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from firstlight.errors import Diverged, InputError, printable
+from firstlight.jobs.cells import absolute, one_after_another, seeds_from, train_cells
 from firstlight.jobs.failures import failures_explained, interruptible, removed_unless_begun, terminable
 from firstlight.jobs.job import Job
 from firstlight.jobs.judge import judge, kept_network, numbers, validated
 from firstlight.jobs.progress import Progress, result_lines, say, silent
-from firstlight.jobs.resume import begun_record, check_unchanged, pinned
-from firstlight.jobs.seeds import Seeds, train_seeds
+from firstlight.jobs.resume import begun_blocks, begun_record, check_unchanged, pinned
+from firstlight.jobs.seeds import Seeds
 from firstlight.jobs.transfer import train_head
-from firstlight.machine.ranks import Ranks, is_follower, join, started
+from firstlight.machine.ranks import Ranks, is_follower, join
 from firstlight.recipe import Recipe
 from firstlight.recipes import resolve
 from firstlight.recipes.assignment import checklist
@@ -68,13 +69,29 @@ def train(
     log = silent if quiet else say
     recipe = resolve(recipe, data_dir=data_dir, epochs=epochs, seed=seed, log=log, **settings)
     if seeds is not None:
-        _require_one_process()
-        one = functools.partial(train, checkpoint_minutes=checkpoint_minutes, quiet=quiet)
-        return train_seeds(recipe, seeds, one, data_dir, out, resume, device, precision, determinism, log)
+        options: dict[str, Any] = {"data_dir": None if data_dir is None else Path(data_dir)}
+        options |= {"device": device, "precision": precision, "determinism": determinism}
+        options |= {"checkpoint_minutes": checkpoint_minutes, "quiet": quiet}
+        base = absolute(recipe)
+        return Seeds.of(
+            train_cells(
+                base,
+                [(base, {})],
+                seeds_from(base.seed, seeds),
+                train,
+                one_after_another,
+                options,
+                name=base.name,
+                out=None if out is None else Path(out),
+                resume=resume,
+                log=log,
+                stops_at_failure=True,
+            )
+        )
     place, data = (None if path is None else Path(path) for path in (out, data_dir))
     with join(device) as ranks:
-        options = (place, data, device, precision, determinism, resume, checkpoint_minutes)
-        return _train(ranks, recipe, *options, quiet, log, start)
+        choices = (place, data, device, precision, determinism, resume, checkpoint_minutes)
+        return _train(ranks, recipe, *choices, quiet, log, start)
 
 
 def _train(
@@ -100,6 +117,7 @@ def _train(
     device, precision = ranks.broadcast(ranks.together(lambda: pinned(begun, device, precision)))
     job = ranks.together(lambda: Job.prepare(recipe, data, device, precision, determinism))
     ranks.together(lambda: check_unchanged(begun, job.environment(), log))
+    job.batches.blocks = ranks.broadcast(begun_blocks(begun, job.batches.blocks))
     untrained = copy.deepcopy(job.model.state_dict()) if recipe.on_divergence == "halve" else {}
     run = ranks.together(lambda: Run(_folder(begun, recipe, place) if ranks.first else NoFolder()))
     with failures_explained(run.path, job), run.folder.lock(), terminable(), removed_unless_begun(run):
@@ -153,14 +171,6 @@ def _train(
 
 def _folder(begun: Record | None, recipe: Recipe, place: Path | None) -> RunFolder:
     return (begun or Record.create(recipe.name, place)).folder
-
-
-def _require_one_process() -> None:
-    if started() > 1:
-        raise InputError(
-            f"--seeds takes one process, not {started()}",
-            "Give each GPU a seed of its own; see docs/scaling.md.",
-        )
 
 
 def _begin(job: Job, record: Record, log: Callable[[str], None]) -> LRFinding | None:

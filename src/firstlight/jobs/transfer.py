@@ -212,7 +212,7 @@ def features_of(
         leave=False,
         disable=True if quiet else None,
     ) as bar:
-        for pixels in images.images.split(images_at_once(images.images)):
+        for pixels in images.images.split(images_at_once(images.images.shape)):
             batch = normalise(pixels.to(machine.device), images.mean, images.std)
             rows = []
             for view in views(batch)[:count]:
@@ -228,7 +228,7 @@ def _describe(job: Job, network: Transferable) -> list[str]:
     """Say what is trained on what, and how long it will take here."""
     assert job.recipe.head is not None
     machine, images = job.machine, job.train
-    few = min(len(images), images_at_once(images.images))
+    few = min(len(images), images_at_once(images.images.shape))
     one = images.subset(torch.arange(few))
     features_of(network, one, machine, quiet=True)
     begun = time.perf_counter()

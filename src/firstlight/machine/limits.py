@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from firstlight.errors import InputError, printable
 
 _UNLIMITED = 2**60
 """Bytes from which on version 1 means that there is no limit."""
@@ -62,13 +65,27 @@ def quota_words(root: Path = Path("/")) -> str:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of memory that this process may use: the machine's, or a smaller limit."""
+    """Return the bytes of memory that this process may use: the machine's, or a smaller limit.
+
+    FIRSTLIGHT_MEMORY, such as 800M or 16G, is a limit too. Raises InputError where it is no size.
+    """
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         machine = 8 * 2**30  # where a system does not say
     limit = limits(root).memory
-    return machine if limit is None else min(machine, limit)
+    return min(number for number in (machine, limit, _asked()) if number is not None)
+
+
+def _asked() -> int | None:
+    text = os.environ.get("FIRSTLIGHT_MEMORY", "").strip()
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,15})\s*([KMGT]?)B?", text, re.IGNORECASE | re.ASCII)
+    size = 0 if match is None else int(match[1]) * 2 ** (10 * " KMGT".index(match[2].upper() or " "))
+    if not size:
+        raise InputError(f"FIRSTLIGHT_MEMORY is no size: {printable(text)}", "For example 800M or 16G.")
+    return size
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -51,13 +51,13 @@ def for_inference(model: nn.Module) -> nn.Module:
     return model if method is None else method()
 
 
-def images_at_once(images: Tensor) -> int:
-    """Return how many of such N×C×H×W images to classify in one pass: 500 small ones, 8 of 160×160.
+def images_at_once(shape: Sequence[int]) -> int:
+    """Return how many N×C×H×W images of a shape to classify in one pass: 500 small ones, 8 of 160×160.
 
     The outputs of the layers then stay in the caches of a processor, where 32 photos of 160×160 do not: these
     take a third longer each.
     """
-    pixels = images.shape[-2] * images.shape[-1]
+    pixels = shape[-2] * shape[-1]
     return 500 if pixels <= 64 * 64 else max(204_800 // pixels, 1)
 
 

@@ -36,6 +36,7 @@ class Cell:
     threads: int | None = None
     hardware: str | None = None
     failed: str = ""
+    test_accuracy_tta: float | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -142,7 +143,15 @@ class Sweep:
         return pairs
 
     def verdict(self) -> str:
-        """Say which setting is best by validation, and of how many others that is more than noise."""
+        """Say which setting is best by validation, and of how many others that is more than noise.
+
+        Of a single one say its test accuracy: there is nothing to choose.
+        """
+        if len(self.settings()) == 1:
+            averaged = [cell.test_accuracy_tta for cell in self.cells if cell.test_accuracy_tta is not None]
+            mean = sum(averaged) / len(averaged) if len(averaged) == len(self.cells) else None
+            views = "" if mean is None else f"; {mean:.2%} with TTA"
+            return f"test accuracy {of_tests(self.cells) or 'not known'}{views}"
         if self.best is None:
             return "best by validation: none: no setting was validated under every seed"
         line = f"best by validation: {self.title(self.best)}"
@@ -176,6 +185,19 @@ def said(cells: Sequence[Cell]) -> str:
         low, high = spread.interval
         text += f", 95 % interval {max(0.0, low):.2%} to {min(1.0, high):.2%} over seeds"
     return text
+
+
+def of_tests(cells: Sequence[Cell]) -> str:
+    """Say the mean test accuracy of one setting and its interval; nothing where one is missing."""
+    values = [cell.test_accuracy for cell in cells if cell.test_accuracy is not None]
+    if len(values) < len(cells) or not values:
+        return ""
+    spread = Spread(tuple(values))
+    if spread.interval is None:
+        return f"{spread.mean:.2%}"
+    low, high = spread.interval
+    interval = f"{max(0.0, low):.2%} to {min(1.0, high):.2%}"
+    return f"{spread.mean:.2%}, 95 % interval {interval} over {len(values)} seeds"
 
 
 def spread_of(cells: Sequence[Cell]) -> Spread | None:

@@ -1,0 +1,103 @@
+"""Images that stay in a file: rows of it are read when they are asked for."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstlight.data.cache import npy_header
+from firstlight.errors import printable
+
+
+class StoredImages:
+    """uint8 images N×C×H×W in a .npy file, with the methods of a tensor that `Images` names.
+
+    Indexing reads rows and returns a tensor; `narrow` and `index_select` choose rows and read nothing. The
+    file is read and not mapped: an error of the disk is then an OSError, where a map would end the process,
+    and what was read once does not count as memory of this process afterwards.
+    """
+
+    dtype = torch.uint8
+    ndim = 4
+
+    def __init__(self, file: _File, shape: tuple[int, ...], rows: Tensor) -> None:
+        self._file, self._image, self._rows = file, torch.Size(shape), rows
+
+    @classmethod
+    def open(cls, path: Path) -> StoredImages:
+        """Open a .npy file of N×C×H×W bytes; raises ValueError where it is none, and OSError."""
+        shape, order, dtype, offset = npy_header(path)
+        if order or dtype != np.uint8 or len(shape) != 4:
+            raise ValueError(f"{path} holds {dtype} of {shape}, not uint8 N×C×H×W")
+        return cls(_File(path, offset), shape[1:], torch.arange(shape[0]))
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self._rows), *self._image))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | Tensor | int) -> Tensor:
+        """Read images; neighbours in the file come in one piece."""
+        if isinstance(index, int):
+            return self[torch.tensor([index])][0]
+        rows = self._rows[index]
+        images = torch.empty((len(rows), *self._image), dtype=torch.uint8)
+        size, view = self._image.numel(), images.view(-1).numpy().data
+        if not len(rows) or not size:
+            return images
+        cuts = (torch.nonzero(rows.diff() != 1).flatten() + 1).tolist()
+        firsts = rows[[0, *cuts]].tolist()
+        for first, begin, end in zip(firsts, [0, *cuts], [*cuts, len(rows)], strict=True):
+            self._file.read(first * size, view[begin * size : end * size])
+        return images
+
+    def index_select(self, dim: int, index: Tensor) -> StoredImages:
+        """Return the images at `index`, in that order; dim: 0."""
+        return StoredImages(self._file, self._image, self._rows.index_select(dim, index))
+
+    def narrow(self, dim: int, start: int, length: int) -> StoredImages:
+        """Return `length` images from `start` on; dim: 0."""
+        return StoredImages(self._file, self._image, self._rows.narrow(dim, start, length))
+
+    def split(self, split_size: int) -> Iterator[Tensor]:
+        """Read all images, so many at once."""
+        for start in range(0, len(self), split_size):
+            yield self[start : start + split_size]
+
+    def to(self, device: torch.device) -> Tensor:
+        """Read all images into memory."""
+        return self[:].to(device)
+
+
+class _File:
+    """A file from which threads may read, closed with the last of the images that need it.
+
+    Held open, so that an entry of the cache may be removed meanwhile.
+    """
+
+    def __init__(self, path: Path, offset: int) -> None:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, handle)
+        self._path, self._offset, self._lock = path, offset, threading.Lock()
+        self._raw = io.FileIO(handle, closefd=False)
+
+    def read(self, position: int, view: memoryview) -> None:
+        """Fill a view from a position behind the header."""
+        with self._lock:
+            self._raw.seek(self._offset + position)
+            done = 0
+            while done < len(view):
+                count = self._raw.readinto(view[done:])
+                if not count:
+                    raise OSError(f"{printable(self._path)} ends early")
+                done += count
