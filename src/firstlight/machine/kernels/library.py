@@ -45,8 +45,9 @@ class Variant:
     factor: torch.dtype
 
 
-_BF16_SOURCES = ("scratch.h", "bf16.h", "products.h", "winograd.cpp", "norm.cpp")
-_FP32_SOURCES = ("scratch.h", "vector.h", "winograd_fp32.cpp", "norm_fp32.cpp")
+_BF16_HEADERS = ("scratch.h", "bf16.h", "products.h", "both_ways.h")
+_BF16_SOURCES = (*_BF16_HEADERS, "winograd.cpp", "strided.cpp", "norm.cpp")
+_FP32_SOURCES = ("scratch.h", "vector.h", "both_ways.h", "winograd_fp32.cpp", "norm_fp32.cpp")
 _FP32_FLAGS = ("-ffp-contract=fast", "-mavx2")
 _BF16 = Variant("AVX-512 BF16", (*_AVX512, "-mavx512bf16"), _BF16_SOURCES, 2, torch.int16)
 _FP16 = replace(_BF16, name="AVX-512 FP16", flags=(*_BF16.flags, "-mavx512fp16"))
