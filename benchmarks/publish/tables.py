@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import BENCHMARKS, Row
 from benchmarks.publish.insight_tables import pointing, suspects
+from benchmarks.publish.kernels import budget, resnet, tracked
 from benchmarks.publish.machines import gpu, older_chips, raced
 from benchmarks.publish.own_images import own_images
 from benchmarks.publish.regret import methods, regret, shares
@@ -224,6 +225,7 @@ PARTS: dict[str, Callable[[Tables], str]] = {
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
         *(ablations, pointing, suspects, regret, shares, methods, gpu, raced, older_chips, own_images),
+        *(resnet, tracked, budget),
     )
 }
 

@@ -4,9 +4,9 @@
 
 The same weights, batches and rates of the assignment in each, one process a path. Single losses of two
 roundings of the same arithmetic drift apart, as training amplifies every difference; what has to agree is
-the course of the loss, so means over 20 steps are compared with those of torch in fp32. Ends with code 1 where
-one of them is off by more than its tolerance. `--record` adds a row for each path and keeps the losses beside
-them. A narrow network takes minutes on one core where the assignment's takes an hour.
+the course of the loss, so means over 20 steps are compared with those of torch in fp32. Ends with code 1
+where one of them is off by more than its tolerance. `--record` adds a row for each path and keeps the losses
+beside them. A narrow network takes minutes on one core where the assignment's takes an hour.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    "libasan" not in os.environ.get("LD_PRELOAD", ""), reason="only `make sanitise` builds with the sanitisers"
+    "libasan" not in os.environ.get("LD_PRELOAD", ""),
+    reason="only `make sanitise` builds with the sanitisers",
 )
 
 BEFORE = """
