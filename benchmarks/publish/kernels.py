@@ -28,23 +28,24 @@ def resnet(tables: Tables) -> str:
 def tracked(tables: Tables) -> str:
     """Write how far the mean losses of each path are from torch's in fp32."""
     lines = [
-        f"{row['path']} | {row['width']} | {_place(row)} | {float(row['furthest']):.2%} "
-        f"| {float(row['tolerance']):.0%}"
-        for row in _newest(tables["tracking"], "path", "width")
+        f"{row['operations']} | {row['width']} | {row['seeds']} | {_place(row)} | {float(row['mean']):+.2%} "
+        f"| {float(row['tolerance']):.0%} | {float(row['furthest']):.2%}"
+        for row in _newest(tables["tracking"], "operations", "width")
     ]
-    return table("path | width | on | furthest mean of 20 steps | tolerance", lines)
+    titles = "operations | width | seeds | on | mean of 200 steps | tolerance | furthest mean of 20 steps"
+    return table(titles, lines)
 
 
 def budget(tables: Tables) -> str:
     """Write where a step's time goes on each path, beside the least time that the chip allows."""
     lines = []
-    for row in _newest(tables["budget"], "path", "batch_size"):
+    for row in _newest(tables["budget"], "kernels", "batch_size"):
         keys = ("stock", "step", "convolutions", "norms", "rest", "limit")
         stock, step, *parts, limit = (float(row[f"{key}_seconds"]) for key in keys)
         times = " | ".join(f"{seconds:.2f}" for seconds in (stock, step, *parts, limit))
         rates = f"{row['registers']} GFLOP/s, {row['memory']} GB/s"
         lines.append(
-            f"{row['path']} | {row['batch_size']} | {_place(row)} | {rates} | {times} | {step / limit:.2f}"
+            f"{row['kernels']} | {row['batch_size']} | {_place(row)} | {rates} | {times} | {step / limit:.2f}"
         )
     titles = (
         "path | batch | on | rates | stock, s | step, s | convolutions | norms | rest | limit | step / limit"

@@ -180,7 +180,7 @@ def row(path: str, budget: dict[str, Any]) -> dict[str, Any]:
     seconds |= {name: value for name, value in budget["limits"].items() if name.startswith("limit")}
     rates = {name: round(value, 1) for name, value in budget["limits"].items() if name not in seconds}
     return {
-        "path": path or "the machine's own",
+        "kernels": path or "the machine's own",
         "batch_size": budget["batch_size"],
         **{f"{name}_seconds": round(value, 4) for name, value in seconds.items()},
         **rates,

@@ -52,7 +52,7 @@ def test_a_rows_parts_add_up_to_its_step() -> None:
     assert row["step_seconds"] == pytest.approx(
         row["convolutions_seconds"] + row["norms_seconds"] + row["rest_seconds"]
     )
-    assert (row["path"], row["limit_seconds"], row["registers"]) == ("avx2", 0.5, 100.0)
+    assert (row["kernels"], row["limit_seconds"], row["registers"]) == ("avx2", 0.5, 100.0)
 
 
 def test_courses_of_the_loss_are_compared_by_their_means() -> None:
