@@ -11,6 +11,11 @@ def _newest(rows: list[Row], *keys: str) -> list[Row]:
     return list({tuple(row[key] for key in ("hardware", "threads", *keys)): row for row in rows}.values())
 
 
+def _filled(titles: str, lines: list[str]) -> str:
+    """Return a table, or nothing where there are no rows yet."""
+    return table(titles, lines) if lines else ""
+
+
 def _place(row: Row) -> str:
     return f"{row['hardware']}, {row['threads']} thread{'s' if row['threads'] != '1' else ''}"
 
@@ -22,7 +27,7 @@ def resnet(tables: Tables) -> str:
         f"| {row['baseline_images_per_second']} | **{row['ratio']} ×**"
         for row in _newest(tables["resnet"], "batch_size")
     ]
-    return table("batch | on | images/s | torch's own, images/s | ratio", lines)
+    return _filled("batch | on | images/s | torch's own, images/s | ratio", lines)
 
 
 def tracked(tables: Tables) -> str:
@@ -33,7 +38,7 @@ def tracked(tables: Tables) -> str:
         for row in _newest(tables["tracking"], "operations", "width")
     ]
     titles = "operations | width | seeds | on | mean of 200 steps | tolerance | furthest mean of 20 steps"
-    return table(titles, lines)
+    return _filled(titles, lines)
 
 
 def budget(tables: Tables) -> str:
@@ -50,4 +55,4 @@ def budget(tables: Tables) -> str:
     titles = (
         "path | batch | on | rates | stock, s | step, s | convolutions | norms | rest | limit | step / limit"
     )
-    return table(titles, lines)
+    return _filled(titles, lines)

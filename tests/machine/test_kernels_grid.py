@@ -1,7 +1,7 @@
 """The compiled operations equal their plain twins wherever they serve: a sample of a wide grid of shapes.
 
-1 to 1,024 channels, batches of 1 to 513, odd and even sides. The whole sample runs under `make soak`, a short
-one in every run of the tests and, with the sanitisers, under `make sanitise`.
+1 to 1,024 channels, batches of 1 to 513, odd and even sides. A short sample runs with the tests, all of it
+under `make soak` and, with the sanitisers, under `make sanitise`.
 """
 
 from __future__ import annotations
