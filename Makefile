@@ -21,13 +21,14 @@ workers := -p xdist.plugin -n auto --maxprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test soak cluster fuzz audit check format format-check lint types bench clean
+.PHONY: help install demo test soak sanitise cluster fuzz audit check format format-check lint types bench clean
 
 help:
 	@echo 'make demo     train the demo (about a minute on two CPU cores) and write its report'
 	@echo 'make test     run the tests'
 	@echo 'make check    everything that must hold: format, lint, types, tests'
 	@echo 'make soak     run the tests that take minutes, then cycles of work for a while [MINUTES=15]'
+	@echo 'make sanitise compile the kernels with sanitisers of addresses and of undefined behaviour, and run their tests'
 	@echo 'make fuzz     feed every reader of files with changed inputs for a while [MINUTES=15]'
 	@echo 'make audit    look for known advisories and list the licences of what is installed'
 	@echo 'make cluster  run the tests that need Ray, in an environment of its own'
@@ -57,6 +58,15 @@ soak: install
 	@$(pytest) -m soak $(ARGS) || [ $$? -eq 5 ]
 	$(heading) Cycles of work
 	@$(venv) -m benchmarks.endurance soak --minutes $(MINUTES) --record
+
+# Python is not built with the sanitisers, so their library is loaded before it. It keeps memory for life: no leaks.
+sanitise: install
+	$(heading) Kernels with sanitisers
+	@library=$$(g++ -print-file-name=libasan.so) && [ -f "$$library" ] \
+		|| { echo 'There is no g++ with its libasan.so here: install both.'; exit 1; } \
+		&& CXX="$(CURDIR)/tools/sanitising-compiler" OMP_NUM_THREADS=1 LD_PRELOAD="$$library" \
+		ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=32 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(pytest) tests/machine/test_kernels*.py tests/machine/test_sanitised.py $(ARGS)
 
 # atheris guides the changes by coverage where it has a wheel for this Python; they are random elsewhere.
 fuzz: install

@@ -54,8 +54,8 @@ def test_the_wheel_holds_the_whole_package_and_no_more(built: dict[str, Path]) -
         (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
         version = message_from_bytes(wheel.read(metadata))["Version"]
     assert names == package_files() and version == firstlight.__version__
-    kernels = ("winograd.cpp", "norm.cpp", "winograd_fp32.cpp", "norm_fp32.cpp")
-    headers = ("bf16.h", "products.h", "scratch.h", "vector.h")
+    kernels = ("winograd.cpp", "strided.cpp", "norm.cpp", "winograd_fp32.cpp", "norm_fp32.cpp")
+    headers = ("bf16.h", "both_ways.h", "products.h", "scratch.h", "vector.h")
     needed = [
         "py.typed",
         *(f"models/pretrained/cifar10/{name}" for name in ("model.safetensors", "card.json", "recipe.json")),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import BENCHMARKS, Row
 from benchmarks.publish.insight_tables import pointing, suspects
+from benchmarks.publish.kernels import budget, resnet, tracked
 from benchmarks.publish.machines import gpu, large_sets, older_chips, raced
 from benchmarks.publish.own_images import own_images
 from benchmarks.publish.regret import methods, regret, shares
@@ -224,7 +225,7 @@ PARTS: dict[str, Callable[[Tables], str]] = {
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
         *(ablations, pointing, suspects, regret, shares, methods, gpu, raced, older_chips, own_images),
-        large_sets,
+        *(large_sets, resnet, tracked, budget),
     )
 }
 

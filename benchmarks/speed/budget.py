@@ -1,11 +1,16 @@
-"""Where a training step's time goes, before and after, and the floor under it: its convolutions, each alone.
+"""Where a training step's time goes, before and after, and the limits that the chip sets.
 
-    python -m benchmarks.speed.budget [--rounds 3] [--record] [--draw]
+    python -m benchmarks.speed.budget [--path avx2] [--rounds 3] [--batch-size 512] [--record] [--draw]
 
 Three loops on the same batches, each in a process of its own, in turn: *stock* as in reference.py; *memory
 kept*, the same operations with the tuned allocator; *firstlight*, with the compiled operations too. The parts
 of a step are torch's own profile of it; what tuning the allocator saves is the difference between the first
-two. `--record` keeps budget.json and draws docs/pictures/budget.png from it; `--draw` only draws.
+two. Paths: bf16, fp16 (where the chip has AVX-512 FP16), and fp32 limited to AVX2 or AVX-512 as in
+older_chips.py. Beside them stand the limits of limits.py and, for 16 bits, the *floor*: every convolution
+alone, by the faster of torch and Firstlight.
+
+`--record` adds a row for each path. For the machine's own path it also keeps budget.json, and draws
+docs/pictures/budget.png from it; `--draw` only draws.
 """
 
 from __future__ import annotations
@@ -21,10 +26,13 @@ import torch
 from torch import Tensor, profiler
 from torch.nn import functional as F
 
-from benchmarks.measure import BENCHMARKS, in_own_process, parser, seconds_in_turn
-from benchmarks.speed.reference import BATCH, firstlight, stock
+from benchmarks.measure import BENCHMARKS, in_own_process, parser, record, seconds_in_turn
+from benchmarks.speed.limits import limits
+from benchmarks.speed.older_chips import LIMITS
+from benchmarks.speed.reference import BATCH, assignment, firstlight, stock
 from firstlight.figures import style
 from firstlight.machine.kernels import convolution
+from firstlight.machine.kernels.library import load
 from firstlight.machine.machine import choose
 from firstlight.machine.streams import stream
 from firstlight.models.blocks import ConvBlock
@@ -36,6 +44,14 @@ LOOPS = {
     "firstlight": "Firstlight",
 }
 PLAIN = {"FIRSTLIGHT_KERNELS": "plain"}
+OWN = ""
+PATHS: dict[str, tuple[str, dict[str, str]]] = {
+    # precision, and variables of the environment of all loops
+    OWN: ("bf16", {}),
+    "bf16": ("bf16", {"FIRSTLIGHT_KERNELS": "bf16"}),
+    **{isa: ("fp32", {**limit, "FIRSTLIGHT_KERNELS": isa}) for isa, limit in LIMITS.items()},
+}
+"""By name; the first is the machine's own, bf16 or fp16."""
 RESULT = Path(__file__).with_suffix(".json")
 PICTURE = BENCHMARKS.parent / "docs" / "pictures" / "budget.png"
 PARTS = {
@@ -51,9 +67,9 @@ OPTIMIZER, REST = "optimizer", "the rest"
 PASSES = ("forward", "images' gradient", "filters' gradient")
 
 
-def profile(loop: str) -> dict[str, Any]:
+def profile(loop: str, precision: str, batch_size: int) -> dict[str, Any]:
     """Return the seconds of a step in this process, and of its parts."""
-    step, _ = (stock if loop == "stock" else firstlight)()
+    step, _ = (stock if loop == "stock" else firstlight)(precision, assignment, batch_size)
     step_seconds = statistics.median(seconds_in_turn({loop: step}, 5, warm_up=3)[loop])
     with profiler.profile(activities=[profiler.ProfilerActivity.CPU]) as profiled:
         step()
@@ -70,7 +86,7 @@ def profile(loop: str) -> dict[str, Any]:
     return {"step": step_seconds, "parts": {name: part * scale for name, part in parts.items()}}
 
 
-def convolutions(repeats: int) -> list[dict[str, Any]]:
+def convolutions(repeats: int, batch_size: int) -> list[dict[str, Any]]:
     """Time each convolution of the network alone, as torch does it and as compiled; milliseconds."""
     choose("cpu", "bf16")
     model = CustomResNet(10).to(memory_format=torch.channels_last)
@@ -85,7 +101,7 @@ def convolutions(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name, block in blocks.items():
         conv, side = block.conv, sides[name]
-        shape = (BATCH, conv.in_channels, side, side)
+        shape = (batch_size, conv.in_channels, side, side)
         images = torch.randn(shape, generator=stream(0, name)).bfloat16()
         images = images.contiguous(memory_format=torch.channels_last)
         weight = conv.weight.detach()
@@ -95,7 +111,7 @@ def convolutions(repeats: int) -> list[dict[str, Any]]:
             compiled = passes(partial(convolution.convolve, pool=block.pooled), images, weight, repeats)
         if conv.in_channels == 3:
             library[1] = 0.0  # nobody needs the gradient of the images themselves
-        products = BATCH * side * side * 9 * conv.in_channels * conv.out_channels
+        products = batch_size * side * side * 9 * conv.in_channels * conv.out_channels
         title = f"{name}: {conv.in_channels}→{conv.out_channels} at {side}×{side}"
         rows.append({"name": title, "gflop": 2e-9 * products, "torch": library, "compiled": compiled})
     return rows
@@ -128,9 +144,14 @@ def shortest(row: dict[str, Any], index: int) -> float:
     return min(way for way in (row["torch"][index], row["compiled"][index]) if way is not None)
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(path: str, rounds: int, batch_size: int) -> dict[str, Any]:
+    precision, variables = PATHS[path]
+    work = (precision, batch_size)
     results = [
-        {loop: in_own_process(profile, loop, **({} if loop == "firstlight" else PLAIN)) for loop in LOOPS}
+        {
+            loop: in_own_process(profile, loop, *work, **variables, **({} if loop == "firstlight" else PLAIN))
+            for loop in LOOPS
+        }
         for _ in range(rounds)
     ]
     # The round whose step is the median one speaks for each loop, so that its parts belong together.
@@ -138,9 +159,33 @@ def measure(rounds: int) -> dict[str, Any]:
         loop: sorted((result[loop] for result in results), key=lambda one: one["step"])[rounds // 2]
         for loop in LOOPS
     }
-    rows = in_own_process(convolutions, 5 * rounds)
-    floor = sum(shortest(row, index) for row in rows for index in range(3)) / 1e3
-    return {"hardware": choose("cpu", "bf16").hardware, "floor": floor, "loops": loops, "alone": rows}
+    budget = {"hardware": choose("cpu", precision).hardware, "batch_size": batch_size, "loops": loops}
+    budget["limits"], budget["kernels"] = in_own_process(limits, *work, **variables)
+    if path == OWN:
+        rows = in_own_process(convolutions, 5 * rounds, batch_size)
+        budget["floor"] = sum(shortest(row, index) for row in rows for index in range(3)) / 1e3
+        budget["alone"] = rows
+    return budget
+
+
+def row(path: str, budget: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a budget goes into a row: seconds of a step and its parts, limits, and rates."""
+    parts = budget["loops"]["firstlight"]["parts"]
+    convolving = sum(parts[name] for name in PARTS if name.startswith("convolution"))
+    norms = sum(parts[name] for name in ("batch norm", "ReLU", "batch norm and ReLU in one"))
+    step = budget["loops"]["firstlight"]["step"]
+    seconds = {"step": step, "convolutions": convolving, "norms": norms, "rest": step - convolving - norms}
+    for loop in ("stock", "memory kept"):
+        seconds[loop.replace(" ", "_")] = budget["loops"][loop]["step"]
+    seconds |= {name: value for name, value in budget["limits"].items() if name.startswith("limit")}
+    rates = {name: round(value, 1) for name, value in budget["limits"].items() if name not in seconds}
+    return {
+        "kernels": path or "the machine's own",
+        "batch_size": budget["batch_size"],
+        **{f"{name}_seconds": round(value, 4) for name, value in seconds.items()},
+        **rates,
+        "note": budget["kernels"],
+    }
 
 
 COLOURS = {
@@ -189,19 +234,25 @@ def draw(budget: dict[str, Any]) -> style.Sheet:
 
 def main() -> None:
     options = parser(__doc__)
+    options.add_argument("--path", choices=PATHS, action="append", help="by default the machine's own")
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--batch-size", type=int, default=BATCH)
     options.add_argument("--draw", action="store_true", help="only draw the picture, from budget.json")
     arguments = options.parse_args()
     if arguments.draw:
-        budget = json.loads(RESULT.read_text(encoding="utf-8"))
-    else:
-        budget = measure(arguments.rounds)
-        text = json.dumps(budget, indent=1) + "\n"
-        print(text)
-        if arguments.record:
-            RESULT.write_text(text, encoding="utf-8")
-    if arguments.draw or arguments.record:
-        PICTURE.write_bytes(style.to_png(draw(budget)))
+        PICTURE.write_bytes(style.to_png(draw(json.loads(RESULT.read_text(encoding="utf-8")))))
+        return
+    for path in arguments.path or [OWN]:
+        precision, variables = PATHS[path]
+        in_own_process(load, choose("cpu", precision).dtype, **variables)  # compiled now
+        budget = measure(path, arguments.rounds, arguments.batch_size)
+        record(__file__, choose("cpu", precision), keep=arguments.record, **row(path, budget))
+        if path == OWN:
+            text = json.dumps(budget, indent=1) + "\n"
+            print(text)
+            if arguments.record:
+                RESULT.write_text(text, encoding="utf-8")
+                PICTURE.write_bytes(style.to_png(draw(budget)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,20 @@ WARM_UP = 3
 UNITS = ("step_seconds", "import_seconds", "first_step_seconds", "peak_gigabytes")
 
 
-def stock(precision: str = "bf16") -> tuple[Callable[[], object], float]:
+def assignment() -> Any:
+    """Build the assignment's network."""
+    from firstlight.models.custom_resnet import CustomResNet
+
+    return CustomResNet(10, bias=False, logit_scale=0.125)
+
+
+def stock(
+    precision: str = "bf16",
+    network: Callable[[], Any] = assignment,
+    batch_size: int = BATCH,
+    *,
+    tune_memory: bool = False,
+) -> tuple[Callable[[], object], float]:
     """Return a step of the stock loop, and the seconds that its imports took."""
     start = time.perf_counter()
     import torch
@@ -37,12 +50,11 @@ def stock(precision: str = "bf16") -> tuple[Callable[[], object], float]:
 
     import_seconds = time.perf_counter() - start
     from firstlight.machine.machine import choose
-    from firstlight.models.custom_resnet import CustomResNet
 
-    model = CustomResNet(10, bias=False, logit_scale=0.125).to(memory_format=torch.channels_last)
+    machine = choose("cpu", precision, tune_memory=tune_memory)
+    model = network().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    machine = choose("cpu", precision, tune_memory=False)
-    batches = batches_without_end(machine)
+    batches = batches_without_end(machine, batch_size)
 
     def step() -> object:
         pixels, labels = next(batches)
@@ -56,35 +68,36 @@ def stock(precision: str = "bf16") -> tuple[Callable[[], object], float]:
     return step, import_seconds
 
 
-def firstlight(precision: str = "bf16") -> tuple[Callable[[], object], float]:
+def firstlight(
+    precision: str = "bf16", network: Callable[[], Any] = assignment, batch_size: int = BATCH
+) -> tuple[Callable[[], object], float]:
     """Return a step of Firstlight's loop, and the seconds that its imports took."""
     start = time.perf_counter()
     import firstlight  # noqa: F401
 
     import_seconds = time.perf_counter() - start
     from firstlight.machine.machine import choose
-    from firstlight.models.custom_resnet import CustomResNet
     from firstlight.training.loop import train_step
     from firstlight.training.objective import Objective
     from firstlight.training.optimizers import SGD
     from firstlight.training.state import TrainState
 
     machine = choose("cpu", precision)
-    state = TrainState.create(CustomResNet(10, bias=False, logit_scale=0.125), SGD(), machine)
-    batches = batches_without_end(machine)
+    state = TrainState.create(network(), SGD(), machine)
+    batches = batches_without_end(machine, batch_size)
     return lambda: train_step(state, *next(batches), 0.05, Objective(), machine), import_seconds
 
 
 LOOPS = {"stock": stock, "firstlight": firstlight}
 
 
-def batches_without_end(machine: Any) -> Iterator[Any]:
+def batches_without_end(machine: Any, batch_size: int = BATCH) -> Iterator[Any]:
     """Yield batches of random images, augmented as the assignment's are."""
     from firstlight.data.batches import Batches
     from firstlight.recipes import named
 
     augment = named("cifar10.assignment").augment
-    batches = Batches(random_images(8 * BATCH), BATCH, augment, seed=0, machine=machine)
+    batches = Batches(random_images(8 * batch_size), batch_size, augment, seed=0, machine=machine)
     epoch = 0
     while True:
         yield from batches.epoch(epoch)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -17,13 +17,20 @@ from torch.nn import functional as F
 
 from firstlight.machine import machine
 from firstlight.machine.kernels import convolution, library, normalisation
-from firstlight.machine.streams import seeded, stream
+from firstlight.machine.streams import seeded
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
 from firstlight.models.custom_resnet import CustomResNet
 from firstlight.models.resnet import BasicBlock
-
-LAYOUT = torch.channels_last
-BF16 = torch.bfloat16
+from tests.machine import plain_twin
+from tests.machine.plain_twin import (
+    BF16,
+    CONVOLUTION,
+    LAYOUT,
+    check_norm,
+    convolution_errors,
+    error,
+    on_threads,
+)
 
 
 @pytest.fixture(params=["compiled", "bf16"])
@@ -47,31 +54,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, wish: str) -> str:
     return library.load().words
 
 
-def drawn(purpose: str, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=stream(0, purpose)).to(BF16).contiguous(memory_format=LAYOUT)
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    """Return the relative error in the Euclidean norm."""
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm())
-
-
-@contextlib.contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def spread(values: Tensor, places: Tensor) -> Tensor:
-    """Put pooled values back at their places (0 to 3) in windows of zeros."""
-    zero = torch.zeros_like(values)
-    parts = [torch.where(places == place, values, zero) for place in range(4)]
-    return F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), 2)
+drawn = functools.partial(plain_twin.drawn, BF16)
 
 
 # Batches, channels and sides at which blocks of tiles, of channels and of pairs come out uneven.
@@ -87,40 +70,28 @@ ODD = [(3, 16, 32, 7, 6), (5, 48, 16, 3, 3), (2, 32, 80, 2, 5), (4, 64, 64, 1, 1
 def test_a_convolution_and_its_gradients_equal_the_plain_ones(
     count: int, inputs: int, outputs: int, height: int, width: int, pool: bool, threads: int, compiled: None
 ) -> None:
-    images = drawn("images", count, inputs, height, width).requires_grad_()
-    weight = (
-        torch.randn(outputs, inputs, 3, 3, generator=stream(0, "weight")) / (3 * inputs**0.5)
-    ).requires_grad_()
-    with on_threads(threads):
-        found = convolution.convolve(images, weight, pool=pool)
-        places = found.grad_fn.saved_tensors[2]  # type: ignore[union-attr]
-        direction = drawn("direction", *found.shape)
-        by_images, by_weight = torch.autograd.grad(found, (images, weight), direction)
+    shape = (count, inputs, height, width)
+    errors = convolution_errors(shape, outputs, dtype=BF16, pool=pool, threads=threads)
+    assert max(errors) < CONVOLUTION[BF16]
 
-    exact = images.detach().double().requires_grad_()
-    filters = weight.detach().double().requires_grad_()
-    whole = F.conv2d(exact, filters, padding=1)
-    expected, spread_direction = whole, direction.double()
-    if pool:
-        # Of two nearly equal values either may be the largest, so the places are taken as they were chosen.
-        windows = F.pixel_unshuffle(whole.detach(), 2).unflatten(1, (outputs, 4))
-        chosen = windows.gather(2, places.long().unsqueeze(2)).squeeze(2)
-        torch.testing.assert_close(chosen, windows.amax(2), rtol=0.02, atol=0.02)
-        expected, spread_direction = chosen, spread(direction.double(), places)
-    plain = torch.autograd.grad(whole, (exact, filters), spread_direction)
-    # bf16 keeps 8 bits: rounding to it alone errs by 0.0017 of the norm. The transforms round once more.
-    assert found.dtype == by_images.dtype == BF16 and by_weight.dtype == torch.float32
-    assert found.is_contiguous(memory_format=LAYOUT)
-    assert error(found, expected) < 0.006
-    assert error(by_images, plain[0]) < 0.006
-    assert error(by_weight, plain[1]) < 0.006
+
+@pytest.mark.parametrize(("count", "inputs", "outputs", "height", "width"), SHAPES + ODD)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_convolution_of_stride_2_and_its_gradients_equal_the_plain_ones(
+    count: int, inputs: int, outputs: int, height: int, width: int, threads: int, compiled: None
+) -> None:
+    shape = (count, inputs, height, width)
+    errors = convolution_errors(shape, outputs, dtype=BF16, stride=2, threads=threads)
+    assert max(errors) < CONVOLUTION[BF16]
 
 
 @pytest.mark.parametrize("sizes", [(2.0**-40, 2.0**-20, 2.0**-30), (2.0**30, 2.0**20, 2.0**-60)])
-@pytest.mark.parametrize("pool", [False, True])
-def test_values_of_any_size_are_convolved(sizes: tuple[float, ...], pool: bool, compiled: None) -> None:
+@pytest.mark.parametrize(("stride", "pool"), [(1, False), (1, True), (2, False)])
+def test_values_of_any_size_are_convolved(
+    sizes: tuple[float, ...], stride: int, pool: bool, compiled: None
+) -> None:
     # 544 channels: longer sums than one chain of products in fp16.
-    values = [(2, 544, 6, 6), (16, 544, 3, 3), (2, 16, 3, 3) if pool else (2, 16, 6, 6)]
+    values = [(2, 544, 6, 6), (16, 544, 3, 3), (2, 16, 6, 6) if stride == 1 and not pool else (2, 16, 3, 3)]
     names = ("images", "weight", "direction")
 
     def made(sizes: tuple[float, ...]) -> tuple[Tensor, ...]:
@@ -129,7 +100,7 @@ def test_values_of_any_size_are_convolved(sizes: tuple[float, ...], pool: bool, 
         )
         images.requires_grad_()
         weight = weight.float().requires_grad_()
-        found = convolution.convolve(images, weight, pool=pool)
+        found = convolution.convolve(images, weight, stride, pool=pool)
         return found, *torch.autograd.grad(found, (images, weight), direction)
 
     # All sizes are powers of two, so they change no digit.
@@ -143,11 +114,12 @@ def test_values_of_any_size_are_convolved(sizes: tuple[float, ...], pool: bool, 
         assert torch.equal(one, other * size)
 
 
-def test_the_largest_sums_there_can_be_do_not_overflow(compiled: None) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_largest_sums_there_can_be_do_not_overflow(stride: int, compiled: None) -> None:
     images = torch.full((1, 1024, 4, 4), 3.0).to(BF16).contiguous(memory_format=LAYOUT).requires_grad_()
     weight = torch.full((16, 1024, 3, 3), 0.5, requires_grad=True)
-    found = convolution.convolve(images, weight)
-    expected = F.conv2d(images.float(), weight, padding=1)
+    found = convolution.convolve(images, weight, stride)
+    expected = F.conv2d(images.float(), weight, stride=stride, padding=1)
     assert error(found, expected) < 0.05  # equal values all round the same way
     direction = torch.ones_like(found)
     mine = torch.autograd.grad(found, (images, weight), direction)
@@ -155,13 +127,14 @@ def test_the_largest_sums_there_can_be_do_not_overflow(compiled: None) -> None:
     assert all(error(one, other) < 0.05 for one, other in zip(mine, theirs, strict=True))
 
 
-def test_any_number_of_threads_gives_the_same_bits(compiled: None) -> None:
+@pytest.mark.parametrize(("stride", "pool"), [(1, True), (2, False)])
+def test_any_number_of_threads_gives_the_same_bits(stride: int, pool: bool, compiled: None) -> None:
     images = drawn("images", 5, 48, 12, 12).requires_grad_()
     weight = drawn("weight", 80, 48, 3, 3).float().requires_grad_()
     found = []
     for threads in (1, 2, 3):
         with on_threads(threads):
-            result = convolution.convolve(images, weight, pool=True)
+            result = convolution.convolve(images, weight, stride, pool=pool)
             found.append([result, *torch.autograd.grad(result.sum(), (images, weight))])
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
@@ -181,11 +154,13 @@ def test_a_pooled_gradient_goes_to_the_places_that_were_largest(compiled: None) 
 
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 0), (1, 1)])
-@pytest.mark.parametrize("pool", [False, True])
-def test_what_is_not_a_number_is_passed_on(place: tuple[int, int], pool: bool, compiled: None) -> None:
+@pytest.mark.parametrize(("stride", "pool"), [(1, False), (1, True), (2, False)])
+def test_what_is_not_a_number_is_passed_on(
+    place: tuple[int, int], stride: int, pool: bool, compiled: None
+) -> None:
     images = drawn("images", 1, 16, 4, 4)
     images[0, 3, place[0], place[1]] = torch.nan
-    found = convolution.convolve(images, torch.ones(16, 16, 3, 3), pool=pool)
+    found = convolution.convolve(images, torch.ones(16, 16, 3, 3), stride, pool=pool)
     assert found[0, :, 0, 0].isnan().all()
     norm = nn.BatchNorm2d(16).eval()
     for activation in ACTIVATIONS.values():
@@ -200,36 +175,7 @@ def test_norm_and_activation_equal_the_plain_ones(
     shape: tuple[int, int, int, int], training: bool, activation: str | None, branched: bool, compiled: None
 ) -> None:
     activate = None if activation is None else ACTIVATIONS[activation]()
-    norm = nn.BatchNorm2d(shape[1])
-    with torch.no_grad():
-        for purpose, tensor in (("weight", norm.weight), ("bias", norm.bias), ("mean", norm.running_mean)):
-            tensor.copy_(torch.randn(shape[1], generator=stream(0, purpose)))
-    plain = copy.deepcopy(norm).double().train(training)
-    norm.train(training)
-    images = (drawn("images", *shape) * 2 + 3).requires_grad_()
-    exact = images.detach().double().requires_grad_()
-    direction = drawn("direction", *shape)
-
-    branch = drawn("branch", *shape).requires_grad_() if branched else None
-    exact_branch = None if branch is None else branch.detach().double().requires_grad_()
-
-    found = normalisation.norm_activate(images, norm, activate, branch)
-    total = plain(exact) if exact_branch is None else plain(exact) + exact_branch
-    expected = total if activate is None else activate(total)
-    assert error(found, expected) < 0.003
-    assert norm.num_batches_tracked == plain.num_batches_tracked
-    torch.testing.assert_close(norm.running_mean.double(), plain.running_mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(norm.running_var.double(), plain.running_var, rtol=1e-5, atol=1e-6)
-
-    branches = ([branch], [exact_branch]) if branched else ([], [])
-    mine = torch.autograd.grad(found, [images, norm.weight, norm.bias, *branches[0]], direction)
-    theirs = torch.autograd.grad(
-        expected, [exact, plain.weight, plain.bias, *branches[1]], direction.double()
-    )
-    of_sums = 1e-4 if activation in ("relu", None) else 4e-4  # the others divide to 14 bits
-    tolerances = (0.003, of_sums, of_sums, 0.003)[: len(mine)]
-    for one, other, tolerance in zip(mine, theirs, tolerances, strict=True):
-        assert error(one, other) < tolerance
+    check_norm(shape, activate, dtype=BF16, training=training, branched=branched)
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -267,16 +213,23 @@ def test_the_precision_is_chosen_by_the_operation_that_will_be_taken(
     assert machine._faster_precision(torch.device("cpu")) == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("outputs", "stride", "expected"),
+    [
+        (16, 1, {"convolve": 2, "norm_activate": 2}),
+        (32, 2, {"convolve_strided": 1, "convolve": 1, "norm_activate": 3}),
+    ],
+)
 def test_a_residual_block_takes_them_and_adds_its_branch_in_one(
-    compiled: None, monkeypatch: pytest.MonkeyPatch
+    outputs: int, stride: int, expected: dict[str, int], compiled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block, images = BasicBlock(16, 16, 1), drawn("images", 2, 16, 8, 8)
+    block, images = BasicBlock(16, outputs, stride), drawn("images", 2, 16, 8, 7)
     with torch.no_grad():
         plain = copy.deepcopy(block)(images.float())
     seen = calls(monkeypatch)
     with torch.autocast("cpu", BF16):
         found = block(images)
-    assert seen.count("convolve") == seen.count("norm_activate") == 2
+    assert {name: seen.count(name) for name in expected} == expected
     assert error(found, plain) < 0.01
 
 
@@ -376,8 +329,39 @@ def test_without_a_working_compiler_the_plain_ones_serve(
     compiler: str, said: str, compiled: None, tmp_path: Path
 ) -> None:
     path = path_with(CXX=compiler, FIRSTLIGHT_CACHE=str(tmp_path))
-    assert path.startswith("plain operations: ") and said in path
+    assert path.startswith("plain operations: ") and said in path and len(path.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+COMPILERS = {
+    "says much and fails": 'for line in 1 2 3 4; do echo "error: line $line" >&2; done; exit 1',
+    "writes no library": 'while [ "$1" != -o ]; do shift; done; echo text > "$2"',
+    "writes nothing": "exit 0",
+    "is killed": "kill -9 $$",
+}
+TRAIN = f"""
+import torch
+from firstlight.models.blocks import ConvBlock
+{WORDS}
+print(load(torch.float32).words)
+block, images = ConvBlock(16, 16), torch.ones(2, 16, 8, 8, requires_grad=True)
+block(images).sum().backward()
+with torch.autocast("cpu", torch.bfloat16):
+    block(images).sum().backward()
+"""
+
+
+@pytest.mark.parametrize("does", COMPILERS)
+def test_a_compiler_that_fails_costs_nothing_but_speed_in_one_line(
+    does: str, compiled: None, tmp_path: Path
+) -> None:
+    compiler, cache = tmp_path / "compiler", tmp_path / "cache"
+    compiler.write_text(f"#!/bin/sh\n{COMPILERS[does]}\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    bf16, fp32 = path_with(TRAIN, CXX=str(compiler), FIRSTLIGHT_CACHE=str(cache)).splitlines()
+    for words in (bf16, fp32):
+        assert words.startswith(f"plain operations: {compiler}")
+    assert not list(cache.iterdir())
 
 
 def test_they_are_compiled_once(compiled: None, tmp_path: Path) -> None:

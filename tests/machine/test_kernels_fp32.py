@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from firstlight.machine import machine
 from firstlight.machine.kernels import convolution, library, normalisation
-from firstlight.machine.streams import stream
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
-from tests.machine.test_kernels import asked_for, calls, error, on_threads, path_with, spread
-
-LAYOUT = torch.channels_last
-FP32 = torch.float32
+from tests.machine import plain_twin
+from tests.machine.plain_twin import CONVOLUTION, FP32, LAYOUT, check_norm, convolution_errors, on_threads
+from tests.machine.test_kernels import asked_for, calls, path_with
 
 
 @pytest.fixture(params=["avx2", "avx512"])
@@ -32,8 +29,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     library.load.cache_clear()
 
 
-def drawn(purpose: str, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=stream(0, purpose)).contiguous(memory_format=LAYOUT)
+drawn = functools.partial(plain_twin.drawn, FP32)
 
 
 # Batches, channels and sides at which tiles, blocks of tiles and vectors of channels come out uneven.
@@ -51,29 +47,8 @@ ODD = [(3, 16, 32, 7, 6), (5, 48, 16, 3, 3), (2, 32, 80, 2, 5), (4, 64, 64, 1, 1
 def test_a_convolution_and_its_gradients_equal_the_plain_ones(
     count: int, inputs: int, outputs: int, height: int, width: int, pool: bool, compiled: None
 ) -> None:
-    images = drawn("images", count, inputs, height, width).requires_grad_()
-    weight = torch.randn(outputs, inputs, 3, 3, generator=stream(0, "weight")) / (3 * inputs**0.5)
-    weight.requires_grad_()
-    found = convolution.convolve(images, weight, pool=pool, dtype=FP32)
-    direction = drawn("direction", *found.shape)
-    places = found.grad_fn.saved_tensors[2]  # type: ignore[union-attr]
-    by_images, by_weight = torch.autograd.grad(found, (images, weight), direction)
-
-    exact, filters = (value.detach().double().requires_grad_() for value in (images, weight))
-    whole = F.conv2d(exact, filters, padding=1)
-    expected, whole_direction = whole, direction.double()
-    if pool:
-        # Of two nearly equal values either may be the largest, so the places are taken as they were chosen.
-        windows = F.pixel_unshuffle(whole.detach(), 2).unflatten(1, (outputs, 4))
-        expected = windows.gather(2, places.long().unsqueeze(2)).squeeze(2)
-        torch.testing.assert_close(expected, windows.amax(2), rtol=1e-4, atol=1e-4)
-        whole_direction = spread(direction.double(), places)
-    plain = torch.autograd.grad(whole, (exact, filters), whole_direction)
-    assert found.dtype == by_images.dtype == by_weight.dtype == FP32
-    assert found.is_contiguous(memory_format=LAYOUT)
-    # fp32 keeps 24 bits, of which the transforms lose about four, and long sums some more.
-    for one, other in ((found, expected), (by_images, plain[0]), (by_weight, plain[1])):
-        assert error(one, other) < 1e-5
+    errors = convolution_errors((count, inputs, height, width), outputs, dtype=FP32, pool=pool)
+    assert max(errors) < CONVOLUTION[FP32]
 
 
 def test_any_number_of_threads_gives_the_same_bits(compiled: None) -> None:
@@ -108,30 +83,7 @@ def test_norm_and_activation_equal_the_plain_ones(
     shape: tuple[int, int, int, int], training: bool, activation: str | None, branched: bool, compiled: None
 ) -> None:
     activate = None if activation is None else ACTIVATIONS[activation]()
-    norm = nn.BatchNorm2d(shape[1])
-    with torch.no_grad():
-        for purpose, tensor in (("weight", norm.weight), ("bias", norm.bias), ("mean", norm.running_mean)):
-            tensor.copy_(torch.randn(shape[1], generator=stream(0, purpose)))
-    plain = copy.deepcopy(norm).double().train(training)
-    norm.train(training)
-    inputs = [(drawn("images", *shape) * 2 + 3).requires_grad_(), norm.weight, norm.bias]
-    exact = [inputs[0].detach().double().requires_grad_(), plain.weight, plain.bias]
-    branch = exact_branch = None
-    if branched:
-        branch = drawn("branch", *shape).requires_grad_()
-        exact_branch = branch.detach().double().requires_grad_()
-        inputs, exact = [*inputs, branch], [*exact, exact_branch]
-    found = normalisation.norm_activate(inputs[0], norm, activate, branch, FP32)
-    total = plain(exact[0]) if exact_branch is None else plain(exact[0]) + exact_branch
-    expected = total if activate is None else activate(total)
-    assert error(found, expected) < 1e-6
-    torch.testing.assert_close(norm.running_mean.double(), plain.running_mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(norm.running_var.double(), plain.running_var, rtol=1e-5, atol=1e-6)
-    direction = drawn("direction", *shape)
-    mine = torch.autograd.grad(found, inputs, direction)
-    theirs = torch.autograd.grad(expected, exact, direction.double())
-    for one, other in zip(mine, theirs, strict=True):
-        assert error(one, other) < 1e-5
+    check_norm(shape, activate, dtype=FP32, training=training, branched=branched)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])

@@ -95,7 +95,7 @@ def conv_norm_activate(
         x = x if branch is None else x + branch
         return x if activation is None else activation(x)
     if convolution.serves(conv, x, pool=pool is not None, dtype=dtype):
-        x = convolution.convolve(x, conv.weight, pool=pool is not None, dtype=dtype)
+        x = convolution.convolve(x, conv.weight, conv.stride[0], pool=pool is not None, dtype=dtype)
     else:
         x = conv(x)
         x = x if pool is None else pool(x)

@@ -85,6 +85,18 @@ class ResNet(nn.Module):
         return {"stem": self.relu, **stages}
 
 
+class Shortcut(nn.Sequential):
+    """1×1 convolution with batch norm: N×inputs×H×W in, N×outputs×⌈H/stride⌉×⌈W/stride⌉ out."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        return conv_norm_activate(x, conv, norm)
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions, each with batch norm, added to the block's input; ReLU after each.
 
@@ -101,8 +113,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            self.downsample = Shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x

@@ -19,14 +19,16 @@ def serves(
 ) -> bool:
     """Whether the compiled convolution computes what `conv` does, on N×C×H×W images like these.
 
-    It does so on a CPU, for 3×3 filters without bias, at stride 1 and padding 1, where the numbers of
-    channels are multiples of 16, at most 1024 (sums in fp16 would err), and, with `pool`, the images' sides
-    are even.
+    It does so on a CPU, for 3×3 filters without bias, at padding 1 and stride 1, or 2 in bf16 without
+    `pool`, where the numbers of channels are multiples of 16, at most 1024 (sums in fp16 would err), and,
+    with `pool`, the images' sides are even.
 
     dtype: in which to compute, bf16 or fp32.
     """
+    strided = dtype == torch.bfloat16 and not pool
     return (
-        (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+        and conv.stride in ((1, 1), (2, 2) if strided else (1, 1))
         and conv.groups == 1
         and conv.bias is None
         and conv.padding_mode == "zeros"
@@ -40,14 +42,22 @@ def serves(
 
 
 def convolve(
-    images: Tensor, weight: Tensor, *, pool: bool = False, dtype: torch.dtype = torch.bfloat16
+    images: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    *,
+    pool: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """Convolve images, N×C×H×W, with fp32 filters, out×C×3×3; `pool` adds a 2×2 max-pool.
 
     By Winograd's minimal filtering (Lavin & Gray 2016, arXiv 1509.09308), F(2×2, 3×3) in bf16 and
-    F(4×4, 3×3) in fp32: sums in fp32, filters' gradients in fp32, images and their gradients in `dtype`,
-    channels-last. Call it where `serves` is true.
+    F(4×4, 3×3) in fp32; at stride 2 in bf16 F(2, 2) for the outer taps of each direction. Sums in fp32,
+    filters' gradients in fp32, images and their gradients in `dtype`, channels-last. Call it where `serves`
+    is true.
     """
+    if stride == 2:
+        return _ConvolveStrided.apply(images, weight)  # type: ignore[no-any-return,no-untyped-call]
     return _Convolve.apply(images, weight, pool, dtype)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -118,4 +128,58 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
         *(images, gradient, argmax, sums, work, result),
         *(count, height, width, inputs, outputs),
     )
+    return result
+
+
+class _ConvolveStrided(Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
+        images = images.to(torch.bfloat16).contiguous(memory_format=_LAYOUT)
+        weight = weight.contiguous(memory_format=_LAYOUT)
+        ctx.save_for_backward(images, weight)
+        count, _, height, width = images.shape
+        shape = (count, len(weight), -(-height // 2), -(-width // 2))
+        return _run_strided("convolve_strided", images, weight, shape, tuple(images.shape))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        images, weight = ctx.saved_tensors
+        gradient = gradient.to(images.dtype).contiguous(memory_format=_LAYOUT)
+        of_images = of_weight = None
+        if ctx.needs_input_grad[0]:
+            shape = tuple(images.shape)
+            of_images = _run_strided("convolve_strided_gradient", gradient, weight, shape, shape)
+        if ctx.needs_input_grad[1]:
+            kernels, sizes = load(images.dtype), _sizes(weight, tuple(images.shape))
+            sums = torch.empty(_STRIDED_FILTERS * weight.shape[0] * weight.shape[1])
+            size = torch.zeros((), dtype=torch.int64)
+            kernels.call("strided_filter_gradient_work", *sizes[3:], size)
+            work = torch.empty(int(size), dtype=kernels.variant.factor)
+            of_weight = torch.empty_like(weight, memory_format=_LAYOUT)
+            kernels.call("convolve_strided_filter_gradient", images, gradient, sums, work, of_weight, *sizes)
+        return of_images, of_weight
+
+
+_STRIDED_FILTERS = 16
+"""Values of a filter of stride 2 as transformed."""
+
+
+def _sizes(weight: Tensor, images: tuple[int, ...]) -> tuple[int, ...]:
+    outputs, inputs = weight.shape[:2]
+    count, _, height, width = images
+    return count, height, width, inputs, outputs
+
+
+def _run_strided(
+    name: str, values: Tensor, weight: Tensor, shape: tuple[int, ...], images: tuple[int, ...]
+) -> Tensor:
+    """Return the outputs, or the images' gradient, of the given shape; `images` is that of the images."""
+    kernels, sizes = load(values.dtype), _sizes(weight, images)
+    size = _STRIDED_FILTERS * weight.shape[0] * weight.shape[1]
+    filters, scale = torch.empty(size, dtype=kernels.variant.factor), torch.empty(())
+    backwards = int(name == "convolve_strided_gradient")
+    kernels.call("transform_strided_filters", weight, filters, scale, *sizes[3:], backwards)
+    result = torch.empty(shape, dtype=values.dtype, memory_format=_LAYOUT)
+    kernels.call(name, values, filters, scale, result, *sizes)
     return result

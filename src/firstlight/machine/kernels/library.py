@@ -23,8 +23,8 @@ from firstlight.errors import InputError, printable
 from firstlight.machine.processor import cpu_has
 from firstlight.machine.storage import cache_folder
 
-_FLAGS = ("-O3", "-std=c++17", "-mfma", "-fopenmp", "-fPIC", "-shared", "-w")
-_AVX512 = tuple(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq"))
+_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
+_AVX512 = ("-mfma", *(f"-mavx512{name}" for name in ("f", "bw", "vl", "dq")))
 _COMPILERS = ("g++", "clang++", "c++")
 _COMPILER_SECONDS = 120.0
 _MOST_BYTES = 2**26
@@ -45,13 +45,15 @@ class Variant:
     factor: torch.dtype
 
 
-_BF16_SOURCES = ("scratch.h", "bf16.h", "products.h", "winograd.cpp", "norm.cpp")
-_FP32_SOURCES = ("scratch.h", "vector.h", "winograd_fp32.cpp", "norm_fp32.cpp")
-_FP32_FLAGS = ("-ffp-contract=fast", "-mavx2")
+_BF16_HEADERS = ("scratch.h", "bf16.h", "products.h", "both_ways.h")
+_BF16_SOURCES = (*_BF16_HEADERS, "winograd.cpp", "strided.cpp", "norm.cpp")
+_FP32_SOURCES = ("scratch.h", "vector.h", "both_ways.h", "winograd_fp32.cpp", "norm_fp32.cpp")
+_FP32_FLAGS = ("-ffp-contract=fast",)
 _BF16 = Variant("AVX-512 BF16", (*_AVX512, "-mavx512bf16"), _BF16_SOURCES, 2, torch.int16)
 _FP16 = replace(_BF16, name="AVX-512 FP16", flags=(*_BF16.flags, "-mavx512fp16"))
-_AVX2 = Variant("AVX2", _FP32_FLAGS, _FP32_SOURCES, 4, torch.float32)
-_AVX512F = replace(_AVX2, name="AVX-512", flags=(*_FP32_FLAGS, *_AVX512))
+_AVX2 = Variant("AVX2", (*_FP32_FLAGS, "-mavx2", "-mfma"), _FP32_SOURCES, 4, torch.float32)
+_AVX512F = replace(_AVX2, name="AVX-512", flags=(*_AVX2.flags, *_AVX512))
+_NEON = replace(_AVX2, name="NEON", flags=_FP32_FLAGS)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def load(dtype: torch.dtype = torch.bfloat16) -> Kernels:
     dtype: of the images, bf16 or fp32. They need x86-64 Linux and a C++ compiler; for bf16 AVX-512 BF16, for
     fp32 AVX2. With AMX torch's own operations are faster in bf16. FIRSTLIGHT_KERNELS limits them: =plain
     chooses torch's operations, =compiled the kernels in spite of AMX, =bf16 operands in bf16 where the chip
-    has AVX-512 FP16 too, =avx512 and =avx2 those of fp32 for these instructions.
+    has AVX-512 FP16 too, =avx512 and =avx2 those of fp32 for these instructions. On aarch64 Linux =neon
+    chooses those of fp32 for NEON, whose speed nobody has measured yet; nothing else does.
     """
     if reason := _misfit(dtype):
         return Kernels(None, f"plain operations: {reason}")
@@ -116,6 +119,8 @@ def _choice() -> str:
 def _variants(dtype: torch.dtype) -> list[Variant]:
     """List the variants that this chip can run and the user allows, the best first."""
     if dtype == torch.float32:
+        if platform.machine() == "aarch64":
+            return [_NEON]
         wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _choice() != "avx2"
         return [_AVX512F, _AVX2] if wide else [_AVX2]
     has_fp16 = cpu_has("avx512_fp16") and _choice() != "bf16"
@@ -131,13 +136,15 @@ def _misfit(dtype: torch.dtype) -> str:
     choice = _choice()
     if choice == "plain":
         return "FIRSTLIGHT_KERNELS=plain asks for them"
+    if (sys.platform, platform.machine()) == ("linux", "aarch64") and dtype == torch.float32:
+        return "" if choice == "neon" else "those for NEON are taken with FIRSTLIGHT_KERNELS=neon alone"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"none are compiled for {sys.platform} on {platform.machine()}"
     # A limit to older instructions that was set for torch holds here too.
     capability = torch.backends.cpu.get_cpu_capability()
     if dtype == torch.float32:
         return "" if capability.startswith(("AVX2", "AVX512")) else "no AVX2 here"
-    if choice in ("avx512", "avx2"):
+    if choice in ("avx512", "avx2", "neon"):
         return f"FIRSTLIGHT_KERNELS={choice} allows none in bf16"
     if not cpu_has("avx512_bf16"):
         return "no AVX-512 BF16 here"

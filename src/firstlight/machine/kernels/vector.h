@@ -1,4 +1,4 @@
-// fp32 vectors of the width that the compiler was allowed: 16 lanes with AVX-512F, else 8.
+// fp32 vectors of the width that the compiler was allowed: 16 lanes with AVX-512F, 4 with NEON, else 8.
 //
 // They are written in the vector extensions of GCC and Clang, so that one source serves every instruction set.
 
@@ -14,6 +14,9 @@ namespace {
 #ifdef __AVX512F__
 constexpr long kLanes = 16;
 constexpr long kMostVectors = 4;  // of a product's columns: 32 registers hold 6 x 4 sums, 4 right sides, 1 left side
+#elif defined(__ARM_NEON)
+constexpr long kLanes = 4;
+constexpr long kMostVectors = 4;  // 32 registers here too
 #else
 constexpr long kLanes = 8;
 constexpr long kMostVectors = 2;  // 16 registers hold 6 x 2 sums, 2 right sides, 1 left side

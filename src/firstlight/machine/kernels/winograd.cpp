@@ -221,10 +221,10 @@ constexpr float kImagesBound = 2, kFiltersBound = 1, kGradientBound = 1;
 // Tiles in a block, so that one transformed block of that many channels fills about half of a core's second cache.
 long block_of(long channels) { return std::max(48L, 12288 / channels / 6 * 6); }
 
-// Tiles whose transforms are kept at a time for the gradient of filters: many where the sums are large, since each
-// block fetches all sums, but few enough for the cache that all cores share.
+// Tiles whose transforms are kept at a time for the gradient of filters: few enough for the cache that all cores share,
+// but so many where the sums are large, since each block fetches all sums, that these weigh no more than the transforms.
 long gradient_block(long inputs, long outputs) {
-  const long wanted = 131072 / (inputs + outputs);
+  const long wanted = std::max(131072L, 2 * inputs * outputs) / (inputs + outputs);
   return std::clamp(wanted / 16 * 16, 64L, 2048L);
 }
 

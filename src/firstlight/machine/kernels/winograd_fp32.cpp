@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "both_ways.h"
 #include "vector.h"
 
 namespace {
@@ -118,30 +119,6 @@ inline void transform_filter_gradient(const vec (&m)[6], vec (&out)[3]) {
   out[0] = m[0] * 0.25f + even + far_even * (1.0f / 24);
   out[1] = odd + far_odd * (1.0f / 12);
   out[2] = even + far_even * (1.0f / 6) + m[5];
-}
-
-// A transform of one direction on both sides of a square: from From x From values to To x To.
-template <long From, long To, class Read, class Write, class Transform>
-inline void both_ways(Read read, Write write, Transform transform) {
-  vec half[To * From];
-#pragma GCC unroll 6
-  for (long j = 0; j < From; j++) {
-    vec in[From], out[To];
-#pragma GCC unroll 6
-    for (long i = 0; i < From; i++) in[i] = read(i * From + j);
-    transform(in, out);
-#pragma GCC unroll 6
-    for (long i = 0; i < To; i++) half[i * From + j] = out[i];
-  }
-#pragma GCC unroll 6
-  for (long i = 0; i < To; i++) {
-    vec in[From], out[To];
-#pragma GCC unroll 6
-    for (long j = 0; j < From; j++) in[j] = half[i * From + j];
-    transform(in, out);
-#pragma GCC unroll 6
-    for (long j = 0; j < To; j++) write(i * To + j, out[j]);
-  }
 }
 
 // [f][tile][channel], planes `plane` apart, of tiles `begin` to `end` of a block.
