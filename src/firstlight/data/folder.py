@@ -22,6 +22,7 @@ from firstlight.data.folder_table import SUFFIXES, find_table, list_table
 from firstlight.data.image_files import FITS
 from firstlight.data.images import DataFacts, Images, ImageSet, statistics
 from firstlight.data.names import several
+from firstlight.data.whole_pictures import whole
 from firstlight.errors import InputError, printable
 from firstlight.machine.storage import cache_folder
 
@@ -80,6 +81,11 @@ class Folder:
         """List the pictures and what is left out, each with its reason; no picture is read."""
         with listed(self._root(data_dir)) as listing:
             return listing
+
+    def whole(self, names: Sequence[str], data_dir: Path | None = None) -> list[bytes]:
+        """Return pictures by name as small JPEG files in their own shape; nothing of one that is square."""
+        paths = {picture.name: picture.path for picture in self.listing(data_dir).pictures}
+        return whole([paths.get(name) for name in names])
 
     def _root(self, data_dir: Path | None) -> Path:
         path = data_dir or self.path

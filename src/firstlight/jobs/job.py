@@ -53,6 +53,7 @@ class Job:
     test: ImageSet
     batches: Batches
     model: nn.Module
+    data_dir: Path | None = None
 
     @classmethod
     def prepare(
@@ -67,7 +68,7 @@ class Job:
         machine = choose(device, precision, determinism=determinism, trains=recipe.head is None)
         with machine.ranks.in_turn():
             images = recipe.data.load(data_dir)
-        return cls.with_images(*images, recipe, machine)
+        return dataclasses.replace(cls.with_images(*images, recipe, machine), data_dir=data_dir)
 
     @classmethod
     def with_images(cls, train: ImageSet, test: ImageSet, recipe: Recipe, machine: Machine) -> Job:

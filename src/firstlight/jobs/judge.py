@@ -9,14 +9,18 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor, nn
 
-from firstlight.insight.evaluation import evaluate
+from firstlight.insight.evaluation import Evaluation, evaluate
 from firstlight.jobs.job import Job, scored_epochs
 from firstlight.machine.clock import Stopwatch
 from firstlight.models.network import count_parameters
 from firstlight.record.record import Record
 from firstlight.record.summary import Summary
+from firstlight.record.whole import write_whole
 from firstlight.training.history import Epoch
 from firstlight.training.state import TrainState
+
+_MOST_WHOLE = 240
+"""Mistakes that are kept in the shape of their files: about 3 MB."""
 
 Weights = dict[str, Tensor] | None
 
@@ -77,6 +81,16 @@ def kept_network(
     return model
 
 
+def keep_whole(job: Job, evaluation: Evaluation, record: Record) -> None:
+    """Keep the worst mistakes in the shape of their files, where the data has files that are not square."""
+    whole = getattr(job.recipe.data, "whole", None)
+    if whole is None:
+        return
+    worst = evaluation.mistakes[:_MOST_WHOLE].tolist()
+    pictures = zip(worst, whole([evaluation.names[index] for index in worst], job.data_dir), strict=True)
+    write_whole(record.folder, {index: picture for index, picture in pictures if picture})
+
+
 def judge(job: Job, model: nn.Module, state: TrainState, record: Record) -> Summary:
     """Score the test set with the kept weights, and with each epoch's for the curve; write both."""
     recipe, machine, best = job.recipe, job.machine, state.best
@@ -86,6 +100,7 @@ def judge(job: Job, model: nn.Module, state: TrainState, record: Record) -> Summ
     averaged = evaluate(model, job.test, machine, views=recipe.views)
     watch.pause()
     record.write_evaluation(plain, averaged, job.test)
+    keep_whole(job, plain, record)
     curve: list[tuple[float, float] | None] = []
     scored = scored_epochs(len(record.history))
     for epoch in record.history:

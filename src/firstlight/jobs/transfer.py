@@ -20,6 +20,7 @@ from firstlight.errors import InputError
 from firstlight.insight.evaluation import evaluate
 from firstlight.insight.suspects import suspects
 from firstlight.jobs.job import Job
+from firstlight.jobs.judge import keep_whole
 from firstlight.machine.clock import duration
 from firstlight.machine.machine import Machine
 from firstlight.machine.storage import cache_folder
@@ -112,6 +113,7 @@ def _judged(
     machine = dataclasses.replace(job.machine, precision="fp32")
     plain = evaluate(machine.place(for_inference(job.model)), job.test, machine)
     record.write_evaluation(plain, plain, job.test)
+    keep_whole(job, plain, record)
     held_out = rehearsal.after if rehearsal is not None and rehearsal.better else fit.accuracies[fit.strength]
     return Summary(
         recipe=job.recipe.name,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from firstlight.data.check import Check
 from firstlight.data.findings import Finding
 from firstlight.data.folder import listed
 from firstlight.data.folder_pixels import quiet
-from firstlight.data.image_files import open_upright
+from firstlight.data.whole_pictures import small_jpeg
 from firstlight.errors import InputError, printable
 from firstlight.page.page import templates
 from firstlight.record.run_folder import write_atomic
@@ -107,11 +104,8 @@ def _shown(name: str, picture: Any) -> Shown:
     if picture is None:
         return Shown(printable(name), "", "", "")
     try:
-        small = open_upright(picture.path, _SIDE).convert("RGB")
+        data, size = small_jpeg(picture.path, _SIDE)
     except InputError:
         return Shown(printable(name), picture.label, picture.part, "")
-    small.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return Shown(printable(name), picture.label, picture.part, uri, *small.size)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    return Shown(printable(name), picture.label, picture.part, uri, *size)

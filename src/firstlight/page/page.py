@@ -33,6 +33,7 @@ from firstlight.record.record import REPORT, Record
 from firstlight.record.summary import Summary
 from firstlight.record.suspects import TrainingSuspects
 from firstlight.record.values import attempted
+from firstlight.record.whole import read_whole
 from firstlight.training.head import advice
 from firstlight.training.history import History
 from firstlight.training.lr_finder import LRFinding
@@ -74,6 +75,7 @@ class PageData:
     finding: LRFinding | None
     answers: Answers | None
     heat: dict[str, Any] | None
+    whole: Mapping[int, bytes]
     training_suspects: TrainingSuspects | None
     head: HeadFacts | None
     film: list[Step]
@@ -97,6 +99,9 @@ class PageData:
                 "the recipe's network does not fit its images",
             )
 
+        def whole() -> Mapping[int, bytes]:
+            return read_whole(record.folder, len(answers.evaluation.labels)) if answers else {}
+
         images = section("images", lambda: record.kept_images, None)
         names = section("names", lambda: record.names, dict[int, str]())
         answers = section("predictions", lambda: payload.answers(record.evaluation, names, images), None)
@@ -111,6 +116,7 @@ class PageData:
             finding=section("finding", lambda: record.finding, None),
             answers=answers,
             heat=section("heat", lambda: payload.heat(record, answers), None),
+            whole=section("whole", whole, {}),
             training_suspects=section("suspects", lambda: record.suspects, None),
             head=section("head", lambda: read_head(record.folder), None),
             film=section("film", lambda: payload.film(record), []),
@@ -166,6 +172,7 @@ class PageData:
             "classes": data and data.classes,
             "items": answers and answers.items,
             "suspects": answers and answers.suspects,
+            "whole": payload.whole(self.whole, answers) if answers and self.whole else None,
             "calibration": answers and [vars(each) for each in answers.evaluation.calibration().bins],
             "heat": self.heat,
             "colours": payload.heat_colours(),

@@ -159,6 +159,11 @@ def sheet_within(images: Tensor, indices: Tensor, limit: int = MOST_BYTES) -> tu
     return uri, indices[:count]
 
 
+def whole(pictures: Mapping[int, bytes], answers: Answers) -> list[str]:
+    """Return the whole picture of each listed image, JPEG in base64, "" where there is none."""
+    return [base64.b64encode(pictures.get(index, b"")).decode() for index in answers.items["index"]]
+
+
 def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
     """Return Grad-CAM of the mistakes that have an image, for the predicted and for the true class.
 

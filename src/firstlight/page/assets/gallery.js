@@ -8,6 +8,9 @@ if (data.items) {
   /** No confidence is certain, whatever rounding says. */
   const sureness = (share) => (share >= 0.995 ? ">99%" : share < 0.005 ? "<1%" : percent(share));
 
+  /** The picture in the shape of its file, where the network saw a part of it. */
+  const whole = (i) => (data.whole && data.whole[i] ? "data:image/jpeg;base64," + data.whole[i] : "");
+
   /** Draw a tile of the sheet over a whole canvas, its pixels sharp. */
   function drawTile(canvas, tile, width) {
     const scale = Math.max(1, Math.round((width / WIDTH) * (window.devicePixelRatio || 1)));
@@ -83,7 +86,8 @@ if (data.items) {
     button.dataset.index = items.index[i];
     const canvas = make("canvas");
     if (items.tile[i] >= 0) drawTile(canvas, items.tile[i], 96);
-    button.append(items.tile[i] < 0 ? make("span", { className: "nothing", textContent: "no image kept" }) : canvas);
+    if (whole(i)) button.append(make("img", { src: whole(i), alt: "" }));
+    else button.append(items.tile[i] < 0 ? make("span", { className: "nothing", textContent: "no image kept" }) : canvas);
     if (isWrong(i)) button.append(make("span", { className: "predicted", textContent: predicted }));
     button.append(make("span", { className: "true", textContent: classes[items.true[i]] }));
     button.addEventListener("click", () => enlarge(i));
@@ -170,6 +174,8 @@ if (data.items) {
     const opacity = find("#opacity").value / 100, smooth = find("#smooth").checked, tile = items.tile[current];
     const hasHeat = isWrong(current) && heatMap(current, 0) !== null;
     find("#heat-controls").hidden = !hasHeat;
+    find("#view-whole").hidden = !whole(current);
+    find("img", find("#view-whole")).src = whole(current);
     for (const kind of ["image", "predicted", "true"]) {
       const figure = find("#view-" + kind), canvas = find("canvas", figure), note = find(".note", figure);
       figure.hidden = kind !== "image" && !hasHeat;
