@@ -79,7 +79,7 @@ def test_a_cpu_takes_the_precision_that_is_faster(
 ) -> None:
     calls: list[torch.dtype] = []
 
-    def convolution(dtype: torch.dtype) -> Callable[[], None]:
+    def convolution(dtype: torch.dtype, *, compiled: bool) -> Callable[[], None]:
         def takes() -> None:
             calls.append(dtype)
             # The first call compiles, and others may be disturbed: neither is to count.
@@ -96,6 +96,16 @@ def test_a_cpu_takes_the_precision_that_is_faster(
     assert machine.allocator == "default"
     assert machine.device.type == "cpu"
     assert machine.threads == torch.get_num_threads()
+
+
+def test_nothing_is_compiled_for_a_network_that_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiles(*_: object) -> None:
+        raise AssertionError("a kernel was asked for")
+
+    monkeypatch.setattr(machines, "load", compiles)
+    assert choose("cpu", tune_memory=False, trains=False).precision in ("bf16", "fp32")
+    with pytest.raises(AssertionError, match="kernel"):
+        choose("cpu", tune_memory=False)
 
 
 def test_choosing_measures_real_convolutions_and_touches_no_global_stream() -> None:

@@ -174,8 +174,10 @@ if (data.items) {
     const opacity = find("#opacity").value / 100, smooth = find("#smooth").checked, tile = items.tile[current];
     const hasHeat = isWrong(current) && heatMap(current, 0) !== null;
     find("#heat-controls").hidden = !hasHeat;
-    find("#view-whole").hidden = !whole(current);
-    find("img", find("#view-whole")).src = whole(current);
+    if (data.whole) {
+      find("#view-whole").hidden = !whole(current);
+      find("img", find("#view-whole")).src = whole(current);
+    }
     for (const kind of ["image", "predicted", "true"]) {
       const figure = find("#view-" + kind), canvas = find("canvas", figure), note = find(".note", figure);
       figure.hidden = kind !== "image" && !hasHeat;
