@@ -32,7 +32,6 @@ from benchmarks.speed.older_chips import LIMITS
 from benchmarks.speed.reference import BATCH, assignment, firstlight, stock
 from firstlight.figures import style
 from firstlight.machine.kernels import convolution
-from firstlight.machine.kernels.library import load
 from firstlight.machine.machine import choose
 from firstlight.machine.streams import stream
 from firstlight.models.blocks import ConvBlock
@@ -147,11 +146,9 @@ def shortest(row: dict[str, Any], index: int) -> float:
 def measure(path: str, rounds: int, batch_size: int) -> dict[str, Any]:
     precision, variables = PATHS[path]
     work = (precision, batch_size)
+    kernels: dict[str, dict[str, str]] = {loop: {} if loop == "firstlight" else PLAIN for loop in LOOPS}
     results = [
-        {
-            loop: in_own_process(profile, loop, *work, **variables, **({} if loop == "firstlight" else PLAIN))
-            for loop in LOOPS
-        }
+        {loop: in_own_process(profile, loop, *work, **{**variables, **kernels[loop]}) for loop in LOOPS}
         for _ in range(rounds)
     ]
     # The round whose step is the median one speaks for each loop, so that its parts belong together.
@@ -225,7 +222,7 @@ def draw(budget: dict[str, Any]) -> style.Sheet:
     axes.tick_params(axis="x", length=3)
     axes.xaxis.set_major_formatter("{x:g} s")
     lines = [
-        f"A step of {BATCH} images on {budget['hardware']}.",
+        f"A step of {budget.get('batch_size', BATCH)} images on {budget['hardware']}.",
         f"Dotted: the floor, {floor:.2f} s: every convolution alone, by the faster of torch and Firstlight.",
     ]
     sheet.write(0.2, top + down + 0.45, "\n".join(lines), size=style.SMALL, color=style.MUTED)
@@ -243,10 +240,8 @@ def main() -> None:
         PICTURE.write_bytes(style.to_png(draw(json.loads(RESULT.read_text(encoding="utf-8")))))
         return
     for path in arguments.path or [OWN]:
-        precision, variables = PATHS[path]
-        in_own_process(load, choose("cpu", precision).dtype, **variables)  # compiled now
         budget = measure(path, arguments.rounds, arguments.batch_size)
-        record(__file__, choose("cpu", precision), keep=arguments.record, **row(path, budget))
+        record(__file__, choose("cpu", PATHS[path][0]), keep=arguments.record, **row(path, budget))
         if path == OWN:
             text = json.dumps(budget, indent=1) + "\n"
             print(text)

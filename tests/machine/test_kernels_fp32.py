@@ -11,6 +11,7 @@ from torch import nn
 
 from firstlight.machine import machine
 from firstlight.machine.kernels import convolution, library, normalisation
+from firstlight.machine.streams import seeded
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
 from tests.machine import plain_twin
 from tests.machine.plain_twin import CONVOLUTION, FP32, LAYOUT, check_norm, convolution_errors, on_threads
@@ -61,6 +62,21 @@ def test_any_number_of_threads_gives_the_same_bits(compiled: None) -> None:
             found.append([result, *torch.autograd.grad(result.sum(), (images, weight))])
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
+
+
+def test_avx2_and_avx512_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for choice in ("avx2", "avx512"):
+        asked_for(monkeypatch, choice)
+        if not library.load(FP32).words.startswith("compiled for AVX" + choice[3:].replace("512", "-512")):
+            pytest.skip(f"this machine takes {library.load(FP32).words}")
+        with seeded(0, "weights"):
+            block = ConvBlock(48, 80, pool=True, activation="silu")
+        images = drawn("images", 5, 48, 10, 12).requires_grad_()
+        outputs = block(images)
+        found.append([outputs, *torch.autograd.grad(outputs.sum(), (images, *block.parameters()))])
+    library.load.cache_clear()
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("pool", [False, True])
