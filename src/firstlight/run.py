@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from firstlight.data.augment import normalise
 from firstlight.data.folder import Folder
@@ -24,7 +24,7 @@ from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.prediction import Prediction, Unreadable, predictions
 from firstlight.machine.machine import choose
-from firstlight.models.network import for_inference
+from firstlight.models.network import WORTH_COMPILING, for_inference
 from firstlight.record.packaged import packaged
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 class Run(Record):
     """A run, read from its folder alone: its results, and what can be done with them."""
+
+    _copy: tuple[object, nn.Module] | None = None
 
     def __repr__(self) -> str:
         accuracy = self.summary.test_accuracy
@@ -69,7 +71,7 @@ class Run(Record):
             device = "cpu" if self.folder.is_packaged and device == "auto" else device
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
-        model = machine.place(for_inference(self.model))
+        model = machine.place(for_inference(self.model, len(images) * len(views)))
         misfit = "the network of this run does not fit its images"
         evaluation = attempted(lambda: evaluate_network(model, images, machine, views=views), misfit)
         self.model.cpu()
@@ -90,11 +92,19 @@ class Run(Record):
         """Yield what `predict` returns, file by file, in bounded memory; an unreadable file ends nothing."""
         files = picture_files([paths] if isinstance(paths, (str, Path)) else paths)
         read = partial(read_image, shape=self.data.shape, fit=self.fit)
-        answers = predictions(for_inference(self.model), files, self.data, read)
+        answers = predictions(self._network(len(files)), files, self.data, read)
         misfit = "the network of this run does not fit its images"
         with contextlib.closing(answers):
             while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
                 yield answer
+
+    def _network(self, images: int) -> nn.Module:
+        """Return the network for inference: the same copy again, as long as the weights are the same."""
+        tensors = self.model.state_dict(keep_vars=True).values()
+        state = id(self.model), [(each.data_ptr(), each._version) for each in tensors]
+        if self._copy is None or self._copy[0] != state or images >= WORTH_COMPILING:
+            self._copy = state, for_inference(self.model, images)
+        return self._copy[1]
 
     @property
     def fit(self) -> str:
