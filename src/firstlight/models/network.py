@@ -132,12 +132,15 @@ def _operation(module: nn.Module) -> str:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Set a model to evaluation, and each of its modules back to its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    # For a single image, setting what is set already would take a tenth of the time.
+    if any(training for _, training in modes):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -79,6 +79,10 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.features(images))  # type: ignore[no-any-return]
 
+    def folded(self) -> nn.Module:
+        """Return a copy for inference, with its batch norms folded; see `models.fused`."""
+        return fused(self)
+
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at: for 32×32 images and `small`, grids 32, 32, 16, 8 and 4 wide.
 
