@@ -71,7 +71,9 @@ class Run(Record):
             device = "cpu" if self.folder.is_packaged and device == "auto" else device
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
-        model = machine.place(for_inference(self.model, len(images) * len(views)))
+        in_fp32 = (machine.device.type, machine.precision) == ("cpu", "fp32")
+        model = for_inference(self.model, len(images) * len(views) if in_fp32 else 1)
+        model = machine.place(model)
         misfit = "the network of this run does not fit its images"
         evaluation = attempted(lambda: evaluate_network(model, images, machine, views=views), misfit)
         self.model.cpu()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,35 @@ def test_it_opens_as_a_run_without_history_or_images() -> None:
     assert run.data.classes[3] == "cat" and run.recipe.name == "cifar10.fast"
     assert {value.dtype for value in run.model.state_dict().values()} <= {torch.float32, torch.int64}
     assert repr(run).startswith(f"<Run {NAME}: cifar10.fast")
+
+
+NOT_FOR_PREDICT = (
+    *("matplotlib", "jinja2", "onnx", "onnxruntime", "starlette", "uvicorn", "requests", "pandas", "scipy"),
+    *("torch._dynamo", "torch._inductor", "torch.onnx", "torchvision", "concurrent.futures.process"),
+    *("firstlight.figures", "firstlight.page", "firstlight.serve.app", "firstlight.jobs.train"),
+)
+"""Modules that take long to load, and that classifying a picture does not need."""
+
+
+def test_a_picture_is_classified_without_loading_what_that_does_not_need(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "some.png")
+    program = (
+        "import subprocess, sys\n"
+        "def refuse(*words, **options): raise AssertionError(f'a process was started: {words}')\n"
+        "subprocess.Popen.__init__ = refuse\n"
+        "import torch; before = set(sys.modules)\n"
+        "from firstlight.cli import main\n"
+        f"try: main(['predict', {NAME!r}, {str(tmp_path / 'some.png')!r}])\n"
+        "except SystemExit as end: assert not end.code, end\n"
+        f"names = {NOT_FOR_PREDICT!r}\n"
+        "loaded = [m for m in set(sys.modules) - before if any(f'{m}.'.startswith(f'{n}.') for n in names)]\n"
+        "assert not loaded, loaded\n"
+    )
+    # Kernels that are not built are not compiled for it either.
+    variables = {**os.environ, "FIRSTLIGHT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert "some.png" in done.stdout
 
 
 def test_the_card_describes_the_file_that_is_there() -> None:

@@ -24,15 +24,21 @@ class FusedConv(nn.Module):
     batch norm folded into the filters; elsewhere by the two layers themselves.
 
     norm: none leaves the convolution as it is. activation: one that always follows.
+    has_kernels: whether the compiled kernels are built.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, activation: nn.Module | None = None
+        self,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d | None,
+        activation: nn.Module | None = None,
+        *,
+        has_kernels: bool,
     ) -> None:
         super().__init__()
         self.conv, self.norm, self.activation = conv, norm, activation
         self._affine = _affine(conv, norm)
-        self._has_kernels = norm is not None and is_built(torch.float32)
+        self._has_kernels = has_kernels and norm is not None
         self._transformed: FixedFilters | None = None
         self._laid_out: dict[bool, LaidOutFilters] = {}
 
@@ -117,22 +123,25 @@ def fused(network: nn.Module) -> nn.Module:
     `blocks.conv_norm_activate`, and those that stand side by side in a plain `Sequential`.
     """
     network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    has_kernels = is_built(torch.float32)
     for module in list(network.modules()):
         for conv, norm in getattr(module, "conv_norms", ()):
-            setattr(module, conv, FusedConv(getattr(module, conv), getattr(module, norm)).eval())
+            layers = getattr(module, conv), getattr(module, norm)
+            setattr(module, conv, FusedConv(*layers, has_kernels=has_kernels).eval())
         if type(module) is nn.Sequential:
-            _fuse_sequence(module)
+            _fuse_sequence(module, has_kernels)
     return network
 
 
-def _fuse_sequence(sequence: nn.Sequential) -> None:
+def _fuse_sequence(sequence: nn.Sequential, has_kernels: bool) -> None:
     layers = [*sequence, nn.Identity(), nn.Identity()]
     for index, (conv, second, third) in enumerate(zip(layers, layers[1:], layers[2:], strict=False)):
         if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             continue
         norm = second if isinstance(second, nn.BatchNorm2d) else None
-        activation = third if norm is not None else second
-        is_activation = type(activation) in (nn.ReLU, nn.SiLU, nn.GELU)
-        sequence[index] = FusedConv(conv, norm, activation if is_activation else None).eval()
-        for place in range(index + 1, index + 1 + (norm is not None) + is_activation):
+        activation = second if norm is None else third
+        if type(activation) not in (nn.ReLU, nn.SiLU, nn.GELU):
+            activation = None
+        sequence[index] = FusedConv(conv, norm, activation, has_kernels=has_kernels).eval()
+        for place in range(index + 1, index + 1 + (norm is not None) + (activation is not None)):
             sequence[place] = nn.Identity()

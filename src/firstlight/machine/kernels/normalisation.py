@@ -100,9 +100,7 @@ def affine_activate_(
     assert coefficients is not None
     channels = images.shape[1]
     size = (images.numel() // channels, channels)
-    load(torch.float32).call(
-        "norm_activate", images, branch, scale, shift, images, *size, *coefficients
-    )
+    load(torch.float32).call("norm_activate", images, branch, scale, shift, images, *size, *coefficients)
     return images
 
 
