@@ -166,11 +166,11 @@ def test_the_copy_that_predicts_is_made_once_and_follows_the_weights(trained: Pa
     run, picture = Run.open(trained), tmp_path / "grey.png"
     Image.new("RGB", (32, 32), (90, 120, 150)).save(picture)
     (before,) = run.predict(picture)
-    copy = run._network(1)
+    copy = run._copies.of(run.model)
     run.predict(picture)
-    assert run._network(1) is copy is not run.model
+    assert run._copies.of(run.model) is copy is not run.model
     with torch.no_grad():
         run.model.linear.weight.neg_()  # type: ignore[union-attr,operator]
     (after,) = run.predict(picture)
     assert after.probabilities != before.probabilities
-    assert run._network(1) is not copy
+    assert run._copies.of(run.model) is not copy

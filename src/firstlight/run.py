@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from firstlight.data.augment import normalise
 from firstlight.data.folder import Folder
@@ -24,8 +24,8 @@ from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.prediction import Prediction, Unreadable, predictions
 from firstlight.machine.machine import choose
-from firstlight.models.network import WORTH_COMPILING, for_inference
-from firstlight.record.packaged import packaged
+from firstlight.models.network import InferenceCopies, for_inference
+from firstlight.record.packaged import packaged, with_results
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
 from firstlight.serve.export import Export
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 class Run(Record):
     """A run, read from its folder alone: its results, and what can be done with them."""
-
-    _copy: tuple[object, nn.Module] | None = None
 
     def __repr__(self) -> str:
         accuracy = self.summary.test_accuracy
@@ -94,19 +92,15 @@ class Run(Record):
         """Yield what `predict` returns, file by file, in bounded memory; an unreadable file ends nothing."""
         files = picture_files([paths] if isinstance(paths, (str, Path)) else paths)
         read = partial(read_image, shape=self.data.shape, fit=self.fit)
-        answers = predictions(self._network(len(files)), files, self.data, read)
+        answers = predictions(self._copies.of(self.model, len(files)), files, self.data, read)
         misfit = "the network of this run does not fit its images"
         with contextlib.closing(answers):
             while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
                 yield answer
 
-    def _network(self, images: int) -> nn.Module:
-        """Return the network for inference: the same copy again, as long as the weights are the same."""
-        tensors = self.model.state_dict(keep_vars=True).values()
-        state = id(self.model), [(each.data_ptr(), each._version) for each in tensors]
-        if self._copy is None or self._copy[0] != state or images >= WORTH_COMPILING:
-            self._copy = state, for_inference(self.model, images)
-        return self._copy[1]
+    @cached_property
+    def _copies(self) -> InferenceCopies:
+        return InferenceCopies()
 
     @property
     def fit(self) -> str:
@@ -192,12 +186,21 @@ class Run(Record):
             self, self.folder.default_output("model.onnx") if out is None else Path(out), images
         )
 
-    def report(self) -> Page:
-        """Draw every picture there is data for, and write report.html; both into the run folder."""
+    def report(self, *, data_dir: str | Path | None = None) -> Page:
+        """Draw every picture there is data for, and write report.html; both into the run folder.
+
+        Of a pretrained network only the page is written, as NAME-report.html in the current folder. It shows
+        the mistakes where `data_dir` holds the test set, or the cache does: nothing is downloaded for it.
+        """
         from firstlight.figures.style import to_png
+        from firstlight.page.card_page import write_card_page
         from firstlight.page.page import write_page
 
-        self.folder.require_writable()
+        network = with_results(self.path)
+        if network is not None:
+            return write_card_page(network, self.recipe.data, self.evaluate, data_dir)
+        if data_dir is not None:
+            raise InputError("a run keeps what its page shows", "Leave out --data-dir.")
         for name, draw in self.pictures.items():
             picture = None
             with contextlib.suppress(InputError):  # the page says what is missing, and why
@@ -253,9 +256,9 @@ def export(run: str | Path | Run, out: str | Path | None = None, images: Tensor 
     return open_run(run).export(out, images)
 
 
-def report(run: str | Path | Run) -> Page:
+def report(run: str | Path | Run, *, data_dir: str | Path | None = None) -> Page:
     """Draw the pictures and the page of a run again; see `Run.report`."""
-    return open_run(run).report()
+    return open_run(run).report(data_dir=data_dir)
 
 
 def compare(before: str | Path | Run, after: str | Path | Run) -> Comparison:

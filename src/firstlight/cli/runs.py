@@ -113,11 +113,19 @@ def export(run: Path, out: Path | None, hub: Path | None) -> None:
 
 @click.command()
 @the_run
-def report(run: Path) -> None:
-    """Draw pictures and report.html again, from the run folder."""
+@on_data
+def report(run: Path, data_dir: Path | None) -> None:
+    """Draw pictures and report.html again, from the run folder.
+
+    Of pretrained:NAME the page is NAME-report.html here: with its mistakes if --data-dir, or the cache, has
+    the test set, else its card alone.
+    """
     from firstlight.run import open_run
 
-    echo(open_run(run).report())
+    page = open_run(run).report(data_dir=data_dir)
+    echo(page)
+    if page.note:
+        echo(page.note)
 
 
 @click.command()

@@ -113,7 +113,7 @@ def _affine(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tenso
 
 def _activated(x: Tensor, activation: nn.Module | None, branch: Tensor | None) -> Tensor:
     x = x if branch is None else x + branch
-    return x if activation is None else activation(x)  # type: ignore[no-any-return]
+    return x if activation is None else activation(x)
 
 
 def fused(network: nn.Module) -> nn.Module:

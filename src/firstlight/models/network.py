@@ -61,6 +61,24 @@ def for_inference(model: nn.Module, images: int = 1) -> nn.Module:
     return method()  # type: ignore[no-any-return]
 
 
+class InferenceCopies:
+    """The copy of a network for inference, made anew where the network or its weights have changed."""
+
+    def __init__(self) -> None:
+        self._state: object = None
+        self._copy: nn.Module | None = None
+
+    def of(self, model: nn.Module, images: int = 1) -> nn.Module:
+        """Return what `for_inference` returns."""
+        tensors = model.state_dict(keep_vars=True).values()
+        # Whoever compiles kernels for many images gets a copy that takes them.
+        many = images >= WORTH_COMPILING
+        state = id(model), many, [(each.data_ptr(), each._version) for each in tensors]
+        if self._copy is None or state != self._state:
+            self._state, self._copy = state, for_inference(model, images)
+        return self._copy
+
+
 def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
     """Name the modules that Grad-CAM can look at: those of `model.endpoints()`, else its direct children."""
     method = getattr(model, "endpoints", None)

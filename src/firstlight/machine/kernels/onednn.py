@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,14 +22,13 @@ class LaidOutFilters:
     """
 
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, images: Tensor) -> None:
-        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self._geometry: Any = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._bias = None if bias is None else bias.detach()
         weight = weight.detach()
         self._is_packed = _is_offered()
         if self._is_packed:
-            self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
-                weight.to_mkldnn(), *self._geometry, list(images.shape)
-            )
+            arguments: Any = (weight.to_mkldnn(), *self._geometry, list(images.shape))
+            self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(*arguments)
         else:
             self._weight = weight.contiguous(memory_format=_LAYOUT)
 
@@ -37,7 +38,7 @@ class LaidOutFilters:
         if not self._is_packed:
             padding, stride, dilation, groups = self._geometry
             result = F.conv2d(images, self._weight, self._bias, stride, padding, dilation, groups)
-            return result if activation is None else activation(result)  # type: ignore[no-any-return]
+            return result if activation is None else activation(result)
         name, formula = _name(activation)
         result = torch.ops.mkldnn._convolution_pointwise(
             images, self._weight, self._bias, *self._geometry, name or "none", [], formula
@@ -62,7 +63,7 @@ def _is_offered() -> bool:
     """Whether this torch lays out filters and adds an activation, as its compiler asks it to do."""
     return (
         torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
