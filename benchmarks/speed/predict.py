@@ -8,9 +8,9 @@ files: PNG pictures of the network's own size, or JPEG photos of `--side` pixels
 opens, converts and resizes with Pillow, a DataLoader with workers, batches of 250, the same network in fp32
 and a row of a CSV for each file. Both ways are timed with and without the start of their process, in turn.
 
-latency: one picture, already decoded: the exported network in onnxruntime, and `Run.predict`'s network, warm;
-also with the file. Each way has processes of its own, in turn. `predict` takes the compiled fp32 kernels where
-they are built: --kernels builds them before, and FIRSTLIGHT_KERNELS=plain leaves them out.
+latency: one picture, already decoded: the exported network in onnxruntime, and `Run.predict`'s network,
+warm; also with the file. Each way has processes of its own, in turn. `predict` takes the compiled fp32
+kernels where they are built: --kernels builds them before, and FIRSTLIGHT_KERNELS=plain leaves them out.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from firstlight.data.augment import normalise
-from firstlight.data.folder import Folder
 from firstlight.data.folder_files import picture_files
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet
@@ -28,7 +27,7 @@ from firstlight.models.network import InferenceCopies, for_inference
 from firstlight.record.packaged import packaged, with_results
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
-from firstlight.serve.export import Export
+from firstlight.serve.export import Export, fit_of
 from firstlight.serve.export import export as export_network
 
 # Drawing is loaded when something is drawn: it takes as long as classifying a picture.
@@ -105,8 +104,7 @@ class Run(Record):
     @property
     def fit(self) -> str:
         """How a picture of another aspect is read: as the training images were."""
-        source = self.recipe.data
-        return source.fit if isinstance(source, Folder) else "crop"
+        return fit_of(self)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(images, self.data.mean, self.data.std)
@@ -177,14 +175,12 @@ class Run(Record):
             "gradcam": self.gradcam,
         }
 
-    def export(self, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+    def export(self, out: str | Path | None = None, images: Tensor | None = None, **options: Any) -> Export:
         """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`.
 
-        Of a pretrained network it is NAME-model.onnx in the current folder.
+        options: int8, data_dir and calibrate, for weights and activations of 8 bits.
         """
-        return export_network(
-            self, self.folder.default_output("model.onnx") if out is None else Path(out), images
-        )
+        return export_network(self, None if out is None else Path(out), images, **options)
 
     def report(self, *, data_dir: str | Path | None = None) -> Page:
         """Draw every picture there is data for, and write report.html; both into the run folder.
@@ -251,9 +247,9 @@ def serve(run: str | Path | Run, *, host: str = "127.0.0.1", port: int = 8000) -
     serve(opened, opened.fit, host=host, port=port)
 
 
-def export(run: str | Path | Run, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+def export(run: str | Path | Run, out: str | Path | None = None, **options: Any) -> Export:
     """Write a run's network as one ONNX file; see `Run.export`."""
-    return open_run(run).export(out, images)
+    return open_run(run).export(out, **options)
 
 
 def report(run: str | Path | Run, *, data_dir: str | Path | None = None) -> Page:

@@ -92,7 +92,7 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Default: model.onnx in RUN; NAME-model.onnx here for pretrained:NAME.",
+    help="Default: model.onnx (or model-int8.onnx) in RUN; NAME-model.onnx here for pretrained:NAME.",
 )
 @click.option(
     "--hub",
@@ -100,15 +100,25 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
     metavar="DIR",
     help="Write a folder ready for a model hub instead: file, script and card; new or empty.",
 )
-def export(run: Path, out: Path | None, hub: Path | None) -> None:
+@click.option("--int8", is_flag=True, help="Weights and activations of 8 bits; the loss is measured.")
+@on_data
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Pictures for --int8, in place of the training images.",
+)
+def export(run: Path, out: Path | None, hub: Path | None, **options: Any) -> None:
     """Write the network as one ONNX file: pixels in, probabilities out."""
     from firstlight.run import open_run
     from firstlight.serve.hub import write_hub_folder
 
     if out is not None and hub is not None:
         raise InputError("--out and --hub are two places", "Give one of them.")
+    if hub is not None and any(options.values()):
+        raise InputError("a folder for a hub holds the fp32 file", "Leave out --int8, or --hub.")
     opened = open_run(run)
-    echo(str(opened.export(out) if hub is None else write_hub_folder(opened, hub)))
+    echo(str(opened.export(out, **options) if hub is None else write_hub_folder(opened, hub)))
 
 
 @click.command()
