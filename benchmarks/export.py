@@ -3,10 +3,11 @@
     python -m benchmarks.export --data-dir DATA [--images 1000] [--files 1000] [--python OTHER] [--record]
 
 Four networks: that of the package; a custom ResNet and a ResNet-18 that learn for a short time from some
-training images; EfficientNet-Lite0 with its published weights, its linear layer fitted by least squares.
-Each is exported, and its file moved alone into an empty folder. There onnxruntime classifies the first test
-images, and the emitted script classifies files of odd sizes, turned by EXIF, transparent, in palettes, in
-CMYK, or of 16 bits. --python: an interpreter with another onnxruntime, which then runs the script.
+training images; EfficientNet-Lite0 with its published weights, its linear layer fitted as `folder.transfer`
+fits it. Each is exported, and its file moved alone into an empty folder. There onnxruntime classifies the
+first test images, and the emitted script classifies files of odd sizes, turned by EXIF, transparent, in
+palettes, in CMYK, or of 16 bits. --networks takes run folders too. --python: an interpreter with another
+onnxruntime, which then runs the script.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from firstlight.models.efficientnet_lite import EfficientNetLiteSpec
 from firstlight.models.resnet import ResNetSpec
 from firstlight.run import Run, open_run
 from firstlight.serve.export import drawn_images
+from firstlight.training.head import LogisticHead, fit_logistic
 from firstlight.training.loop import fit
 from firstlight.training.optimizers import SGD
 from firstlight.training.schedule import OneCycle
@@ -116,19 +118,16 @@ def learned(spec: Any, train: ImageSet, epochs: int) -> nn.Module:
 
 
 def fitted(train: ImageSet) -> nn.Module:
-    """Return the transfer network, its linear layer fitted to some images by least squares."""
+    """Return the transfer network, its linear layer fitted to some images by logistic regression."""
     model = EfficientNetLiteSpec()(len(train.classes))
     model.set_normalisation(train.mean, train.std)
     model.take_weights()
     with torch.no_grad():
         parts = [model.features(normalise(part, train.mean, train.std)) for part in train.images.split(50)]
-        features = torch.cat(parts).double()
-        centre = features.mean(0)
-        gram = (features - centre).T @ (features - centre) + len(features) * 0.01 * torch.eye(len(centre))
-        aims = 10 * nn.functional.one_hot(train.labels, len(train.classes)).double()
-        weight = torch.linalg.solve(gram, (features - centre).T @ (aims - aims.mean(0))).T
-        model.linear.weight.copy_(weight)
-        model.linear.bias.copy_(aims.mean(0) - weight @ centre)
+    weight, bias = fit_logistic(
+        torch.cat(parts), train.labels, len(train.classes), min(LogisticHead().strengths)
+    )
+    model.linear.load_state_dict({"weight": weight, "bias": bias})
     return model.eval()
 
 

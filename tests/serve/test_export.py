@@ -85,6 +85,7 @@ def test_a_file_that_differs_is_not_left_behind(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    monkeypatch.setattr(module, "ROUNDINGS", 0)
     with pytest.raises(RunFailed, match="nothing was written"):
         open_run(trained).export(tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
@@ -176,3 +177,23 @@ def test_eight_bits_without_images_are_refused_in_a_line(
         message = capsys.readouterr().err
         assert ended.value.code == 2 and reason in message and message.count("\n") == 2, message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_is_held_against_the_rounding_of_pytorch_itself(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    run = open_run(trained)
+
+    def far(model: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.Sequential(model, Shift())
+
+    class Shift(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 1.01  # another way whose probabilities are far from those of the network
+
+    monkeypatch.setattr(module, "for_inference", far)
+    assert run.export(tmp_path / "net.onnx").difference <= 1e-5
+    monkeypatch.setattr(module, "for_inference", lambda model: model)
+    with pytest.raises(RunFailed, match="nothing was written"):
+        run.export(tmp_path / "other.onnx")

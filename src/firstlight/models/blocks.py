@@ -111,8 +111,8 @@ def conv_norm_activate(
 def _compiled_dtype(x: Tensor, norm: nn.BatchNorm2d) -> torch.dtype | None:
     """Return the number format in which compiled kernels may compute, None where they may not.
 
-    In fp32 they serve training here, and a network's copy for inference by `FusedConv`: a network itself, when
-    it is asked in fp32, gives torch's rounding.
+    In fp32 they serve training here, and a network's copy for inference by `FusedConv`. The network itself,
+    asked in fp32, gives torch's rounding.
     """
     if torch.is_autocast_enabled("cpu"):
         return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
