@@ -124,9 +124,8 @@ def fitted(train: ImageSet) -> nn.Module:
     model.take_weights()
     with torch.no_grad():
         parts = [model.features(normalise(part, train.mean, train.std)) for part in train.images.split(50)]
-    weight, bias = fit_logistic(
-        torch.cat(parts), train.labels, len(train.classes), min(LogisticHead().strengths)
-    )
+    strength = min(LogisticHead().strengths)
+    weight, bias = fit_logistic(torch.cat(parts), train.labels, len(train.classes), strength)
     model.linear.load_state_dict({"weight": weight, "bias": bias})
     return model.eval()
 
@@ -199,11 +198,11 @@ def main() -> None:
         "transfer": lambda: fitted(some.subset(torch.arange(min(1000, arguments.train)))),
     }
     for name in arguments.networks:
-        run = run_with(networks[name]())
+        run = run_with(networks[name]()) if name in networks else open_run(name)
         with tempfile.TemporaryDirectory() as folder:
             files = write_odd_files(Path(folder), arguments.files)
             figures = compared(run, test.images[: arguments.images], files, Path(folder), arguments.python)
-        record(__file__, choose("cpu", "fp32"), keep=arguments.record, network=name, **figures)
+        record(__file__, choose("cpu", "fp32"), keep=arguments.record, network=Path(name).name, **figures)
 
 
 if __name__ == "__main__":
