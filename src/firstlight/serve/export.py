@@ -34,8 +34,8 @@ OPSET, IR = 18, 8
 TOLERANCE = 1e-5
 """The largest difference of probabilities between PyTorch and onnxruntime that passes."""
 ROUNDINGS = 4
-"""In a deep network with large logits fp32 may round by more. Then what passes is so many times the difference
-between two ways of PyTorch itself: the network, and its copy for inference."""
+"""In a deep network with large logits fp32 may round by more. Then so many times the difference between two
+ways of PyTorch itself passes: the network, and its copy for inference."""
 
 SCRIPT = """\
 import json, sys, numpy as np, onnxruntime; from PIL import Image, ImageOps
