@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from firstlight.machine.kernels.library import load
 from firstlight.models.blocks import Residual
 
-WORTH_COMPILING = 5000
-"""Images from which on compiling kernels, some ten seconds, costs less than they save."""
+WORTH_COMPILING = 2000
+"""Images from which on compiling kernels, some four seconds of a core, costs less than they save."""
 
 
 class NetworkSpec(Protocol):
