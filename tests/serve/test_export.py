@@ -20,6 +20,7 @@ from firstlight.models.fast_net import FastNetSpec
 from firstlight.models.resnet import ResNetSpec
 from firstlight.run import open_run
 from firstlight.serve import export as module
+from firstlight.serve.int8 import Int8
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -197,3 +198,15 @@ def test_a_difference_is_held_against_the_rounding_of_pytorch_itself(
     monkeypatch.setattr(module, "for_inference", lambda model: model)
     with pytest.raises(RunFailed, match="nothing was written"):
         run.export(tmp_path / "other.onnx")
+
+
+def test_a_network_that_loses_much_by_eight_bits_is_not_recommended() -> None:
+    facts = {
+        "calibrated_on": "500 training images",
+        "images": 100,
+        "milliseconds": 1.0,
+        "milliseconds_fp32": 2.0,
+    }
+    good, bad = (Int8(agreement=share, accuracy=0.5, accuracy_fp32=0.65, **facts) for share in (0.99, 0.7))
+    assert "prefer the fp32 file" in str(bad) and "prefer" not in str(good)
+    assert "a loss of 15.00 points" in str(bad) and "2.0 times as fast" in str(bad)
