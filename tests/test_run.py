@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny import image_set
 from torch import nn
 
@@ -159,3 +160,17 @@ def test_predict_reads_pictures_as_training_did(monkeypatch: pytest.MonkeyPatch)
         run.__dict__ |= {"recipe": recipe, "data": facts, "model": model}
         run.predict("some.png")
     assert seen == ["pad", "crop"]
+
+
+def test_the_copy_that_predicts_is_made_once_and_follows_the_weights(trained: Path, tmp_path: Path) -> None:
+    run, picture = Run.open(trained), tmp_path / "grey.png"
+    Image.new("RGB", (32, 32), (90, 120, 150)).save(picture)
+    (before,) = run.predict(picture)
+    copy = run._copies.of(run.model)
+    run.predict(picture)
+    assert run._copies.of(run.model) is copy is not run.model
+    with torch.no_grad():
+        run.model.linear.weight.neg_()  # type: ignore[union-attr,operator]
+    (after,) = run.predict(picture)
+    assert after.probabilities != before.probabilities
+    assert run._copies.of(run.model) is not copy

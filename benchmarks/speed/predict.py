@@ -1,14 +1,16 @@
 """Prediction at scale against a plain loop over a DataLoader, and the latency of one picture.
 
     python -m benchmarks.speed.predict files RUN [--count 10000] [--workers 2] [--side 0] [--record]
-    python -m benchmarks.speed.predict latency RUN [--count 300] [--record]
+    python -m benchmarks.speed.predict latency RUN [--count 300] [--kernels] [--record]
 
 files: PNG pictures of the network's own size, or JPEG photos of `--side` pixels, classified end to end by
 `firstlight predict RUN FOLDER --csv` in a process of its own, and by a plain loop in another: a Dataset that
 opens, converts and resizes with Pillow, a DataLoader with workers, batches of 250, the same network in fp32
 and a row of a CSV for each file. Both ways are timed with and without the start of their process, in turn.
 
-latency: one picture, already decoded: the exported network in onnxruntime, and `Run.predict`'s network, warm.
+latency: one picture, already decoded: the exported network in onnxruntime, and `Run.predict`'s network,
+warm; also with the file. Each way has processes of its own, in turn. `predict` takes the compiled fp32
+kernels where they are built: --kernels builds them before, and FIRSTLIGHT_KERNELS=plain leaves them out.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import csv
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import in_own_process, parser, record, seconds_in_turn
 
 BATCH = 250
+WAYS = ("onnxruntime", "predict_tensor", "unfolded", "predict_file")
 
 
 def make_files(folder: Path, shape: tuple[int, int, int], count: int, side: int) -> None:
@@ -121,33 +125,62 @@ def files(arguments: Any) -> dict[str, Any]:
     return figures
 
 
-def latency(arguments: Any) -> dict[str, Any]:
+def seconds_of(way: str, run: str, folder: str, count: int) -> list[float]:
+    """Return the seconds that one picture took, `count` times, after a warm-up."""
+    import firstlight
+
+    # First of all, as in the shell: it says how threads wait, before torch is loaded.
+    opened, picture = firstlight.open_run(run), Path(folder) / "one.png"
+    import numpy as np
     import onnxruntime
+    import torch
     from PIL import Image
 
     from firstlight.insight.prediction import probabilities
     from firstlight.models.network import for_inference
+
+    array = np.array(Image.open(picture)).transpose(2, 0, 1)[None].copy()
+    pixels, network = torch.from_numpy(array), for_inference(opened.model)
+
+    def session() -> Callable[[], object]:
+        found = onnxruntime.InferenceSession(f"{folder}/net.onnx", providers=["CPUExecutionProvider"])
+        return lambda: found.run(None, {"images": array})
+
+    calls: dict[str, Callable[[], Callable[[], object]]] = {
+        "onnxruntime": session,
+        "predict_tensor": lambda: lambda: probabilities(network, pixels, opened.data),
+        "unfolded": lambda: lambda: probabilities(opened.model, pixels, opened.data),
+        "predict_file": lambda: lambda: opened.predict(picture),
+    }
+    return seconds_in_turn({way: calls[way]()}, count, warm_up=20)[way]
+
+
+def latency(arguments: Any) -> dict[str, Any]:
+    import torch
+    from PIL import Image
+
+    from firstlight.machine.kernels.library import is_built, load
     from firstlight.run import open_run
     from firstlight.serve.export import drawn_images
 
     run = open_run(arguments.run)
-    network = for_inference(run.model)
-    image = drawn_images(run.data.shape, 1)
-    with tempfile.TemporaryDirectory() as name:
-        made = run.export(Path(name) / "net.onnx", drawn_images(run.data.shape))
-        session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
-        picture = Path(name) / "one.png"
-        Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(picture)
-        pixels = image.numpy()
-        ways = {
-            "onnxruntime": lambda: session.run(None, {"images": pixels}),
-            "predict_tensor": lambda: probabilities(network, image, run.data),
-            "predict_file": lambda: run.predict(picture),
-        }
-        seconds = seconds_in_turn(ways, arguments.count, warm_up=20)
+    if arguments.kernels:
+        load(torch.float32)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        run.export(Path(folder) / "net.onnx", drawn_images(run.data.shape))
+        pixels = drawn_images(run.data.shape, 1)[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(Path(folder) / "one.png")
+        # A process each: the threads of onnxruntime go on spinning after their work is done.
+        for _ in range(arguments.rounds):
+            for way, all_seconds in seconds.items():
+                words = (way, arguments.run, folder, arguments.count)
+                all_seconds += in_own_process(seconds_of, *words)
     medians = {f"{way}_median_ms": 1000 * statistics.median(each) for way, each in seconds.items()}
     ratio = medians["predict_tensor_median_ms"] / medians["onnxruntime_median_ms"]
-    return {"images": arguments.count, **medians, "predict_over_onnxruntime": ratio}
+    kernels = "compiled" if is_built(torch.float32) else "oneDNN"
+    figures = {"images": arguments.count, "kernels": kernels, **medians}
+    return {**figures, "predict_over_onnxruntime": ratio}
 
 
 def main() -> None:
@@ -159,6 +192,7 @@ def main() -> None:
     options.add_argument(
         "--side", type=int, default=0, help="of JPEG photos; 0 are PNG of the network's size"
     )
+    options.add_argument("--kernels", action="store_true", help="compile the fp32 kernels before `latency`")
     options.add_argument("--rounds", type=int, default=3)
     arguments = options.parse_args()
     arguments.count = arguments.count or (10_000 if arguments.what == "files" else 300)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from firstlight.data.augment import normalise
-from firstlight.data.folder import Folder
 from firstlight.data.folder_files import picture_files
 from firstlight.data.image_files import read_image
 from firstlight.data.images import ImageSet
@@ -24,11 +23,11 @@ from firstlight.insight.evaluation import evaluate as evaluate_network
 from firstlight.insight.gradcam import gradcam_pair
 from firstlight.insight.prediction import Prediction, Unreadable, predictions
 from firstlight.machine.machine import choose
-from firstlight.models.network import for_inference
-from firstlight.record.packaged import packaged
+from firstlight.models.network import InferenceCopies, for_inference
+from firstlight.record.packaged import packaged, with_results
 from firstlight.record.record import FIGURES, KEPT_MISTAKES, Record
 from firstlight.record.values import attempted
-from firstlight.serve.export import Export
+from firstlight.serve.export import Export, fit_of
 from firstlight.serve.export import export as export_network
 
 # Drawing is loaded when something is drawn: it takes as long as classifying a picture.
@@ -69,7 +68,9 @@ class Run(Record):
             device = "cpu" if self.folder.is_packaged and device == "auto" else device
         machine = choose(device, precision)
         views = self.recipe.views if tta else Views()
-        model = machine.place(for_inference(self.model))
+        in_fp32 = (machine.device.type, machine.precision) == ("cpu", "fp32")
+        model = for_inference(self.model, len(images) * len(views) if in_fp32 else 1)
+        model = machine.place(model)
         misfit = "the network of this run does not fit its images"
         evaluation = attempted(lambda: evaluate_network(model, images, machine, views=views), misfit)
         self.model.cpu()
@@ -90,17 +91,20 @@ class Run(Record):
         """Yield what `predict` returns, file by file, in bounded memory; an unreadable file ends nothing."""
         files = picture_files([paths] if isinstance(paths, (str, Path)) else paths)
         read = partial(read_image, shape=self.data.shape, fit=self.fit)
-        answers = predictions(for_inference(self.model), files, self.data, read)
+        answers = predictions(self._copies.of(self.model, len(files)), files, self.data, read)
         misfit = "the network of this run does not fit its images"
         with contextlib.closing(answers):
             while (answer := attempted(lambda: next(answers, None), misfit)) is not None:
                 yield answer
 
+    @cached_property
+    def _copies(self) -> InferenceCopies:
+        return InferenceCopies()
+
     @property
     def fit(self) -> str:
         """How a picture of another aspect is read: as the training images were."""
-        source = self.recipe.data
-        return source.fit if isinstance(source, Folder) else "crop"
+        return fit_of(self)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(images, self.data.mean, self.data.std)
@@ -145,7 +149,7 @@ class Run(Record):
         evaluation, (images, indices) = self._evaluated(), self._images()
         worst = evaluation.mistakes[: min(count, KEPT_MISTAKES)]
         predicted, true = gradcam_pair(
-            for_inference(self.model),
+            self.model,
             self._normalised(images[: len(worst)]),
             evaluation.predictions[worst],
             evaluation.labels[worst],
@@ -171,21 +175,28 @@ class Run(Record):
             "gradcam": self.gradcam,
         }
 
-    def export(self, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+    def export(self, out: str | Path | None = None, images: Tensor | None = None, **options: Any) -> Export:
         """Write the network as an ONNX file, by default model.onnx in the run folder; see `serve.export`.
 
-        Of a pretrained network it is NAME-model.onnx in the current folder.
+        options: int8, data_dir and calibrate, for weights and activations of 8 bits.
         """
-        return export_network(
-            self, self.folder.default_output("model.onnx") if out is None else Path(out), images
-        )
+        return export_network(self, None if out is None else Path(out), images, **options)
 
-    def report(self) -> Page:
-        """Draw every picture there is data for, and write report.html; both into the run folder."""
+    def report(self, *, data_dir: str | Path | None = None) -> Page:
+        """Draw every picture there is data for, and write report.html; both into the run folder.
+
+        Of a pretrained network only the page is written, as NAME-report.html in the current folder. It shows
+        the mistakes where `data_dir` holds the test set, or the cache does: nothing is downloaded for it.
+        """
         from firstlight.figures.style import to_png
+        from firstlight.page.card_page import write_card_page
         from firstlight.page.page import write_page
 
-        self.folder.require_writable()
+        network = with_results(self.path)
+        if network is not None:
+            return write_card_page(network, self.recipe.data, self.evaluate, data_dir)
+        if data_dir is not None:
+            raise InputError("a run keeps what its page shows", "Leave out --data-dir.")
         for name, draw in self.pictures.items():
             picture = None
             with contextlib.suppress(InputError):  # the page says what is missing, and why
@@ -236,14 +247,14 @@ def serve(run: str | Path | Run, *, host: str = "127.0.0.1", port: int = 8000) -
     serve(opened, opened.fit, host=host, port=port)
 
 
-def export(run: str | Path | Run, out: str | Path | None = None, images: Tensor | None = None) -> Export:
+def export(run: str | Path | Run, out: str | Path | None = None, **options: Any) -> Export:
     """Write a run's network as one ONNX file; see `Run.export`."""
-    return open_run(run).export(out, images)
+    return open_run(run).export(out, **options)
 
 
-def report(run: str | Path | Run) -> Page:
+def report(run: str | Path | Run, *, data_dir: str | Path | None = None) -> Page:
     """Draw the pictures and the page of a run again; see `Run.report`."""
-    return open_run(run).report()
+    return open_run(run).report(data_dir=data_dir)
 
 
 def compare(before: str | Path | Run, after: str | Path | Run) -> Comparison:

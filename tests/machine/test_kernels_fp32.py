@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from firstlight.machine import machine
 from firstlight.machine.kernels import convolution, library, normalisation
-from firstlight.machine.streams import seeded
+from firstlight.machine.streams import seeded, stream
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
 from tests.machine import plain_twin
 from tests.machine.plain_twin import CONVOLUTION, FP32, LAYOUT, check_norm, convolution_errors, on_threads
@@ -139,3 +140,23 @@ def test_a_limit_that_was_set_for_torch_holds_here_too(compiled: None) -> None:
     )
     assert path_with(code, FIRSTLIGHT_KERNELS="", ATEN_CPU_CAPABILITY="avx2").startswith("compiled for AVX2")
     assert path_with(code, ATEN_CPU_CAPABILITY="default") == "plain operations: no AVX2 here"
+
+
+def test_filters_that_are_transformed_once_give_the_same_bits(compiled: None) -> None:
+    weight = torch.randn(32, 16, 3, 3, generator=stream(0, "weight"))
+    filters = convolution.FixedFilters(weight)
+    for count, pool in ((1, False), (3, True)):
+        images = drawn("images", count, 16, 8, 12)
+        expected = convolution.convolve(images, weight, pool=pool, dtype=FP32)
+        assert torch.equal(filters.convolve(images, pool=pool), expected)
+
+
+def test_kernels_are_built_once_they_are_in_the_cache(
+    compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path))
+    library.load.cache_clear()
+    assert not library.is_built(FP32)
+    assert library.load(FP32) and library.is_built(FP32)
+    monkeypatch.setenv("FIRSTLIGHT_KERNELS", "plain")
+    assert not library.is_built(FP32)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from PIL import Image
 import firstlight
 from firstlight.cli import main
 from firstlight.errors import InputError
+from firstlight.machine.streams import stream
 from firstlight.record import packaged
 from firstlight.run import open_run
 
@@ -34,6 +39,35 @@ def test_it_opens_as_a_run_without_history_or_images() -> None:
     assert run.data.classes[3] == "cat" and run.recipe.name == "cifar10.fast"
     assert {value.dtype for value in run.model.state_dict().values()} <= {torch.float32, torch.int64}
     assert repr(run).startswith(f"<Run {NAME}: cifar10.fast")
+
+
+NOT_FOR_PREDICT = (
+    *("matplotlib", "jinja2", "onnx", "onnxruntime", "starlette", "uvicorn", "requests", "pandas", "scipy"),
+    *("torch._dynamo", "torch._inductor", "torch.onnx", "torchvision", "concurrent.futures.process"),
+    *("firstlight.figures", "firstlight.page", "firstlight.serve.app", "firstlight.jobs.train"),
+)
+"""Modules that take long to load, and that classifying a picture does not need."""
+
+
+def test_a_picture_is_classified_without_loading_what_that_does_not_need(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "some.png")
+    program = (
+        "import subprocess, sys\n"
+        "def refuse(*words, **options): raise AssertionError(f'a process was started: {words}')\n"
+        "subprocess.Popen.__init__ = refuse\n"
+        "import torch; before = set(sys.modules)\n"
+        "from firstlight.cli import main\n"
+        f"try: main(['predict', {NAME!r}, {str(tmp_path / 'some.png')!r}])\n"
+        "except SystemExit as end: assert not end.code, end\n"
+        f"names = {NOT_FOR_PREDICT!r}\n"
+        "loaded = [m for m in set(sys.modules) - before if any(f'{m}.'.startswith(f'{n}.') for n in names)]\n"
+        "assert not loaded, loaded\n"
+    )
+    # Kernels that are not built are not compiled for it either.
+    variables = {**os.environ, "FIRSTLIGHT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert "some.png" in done.stdout
 
 
 def test_the_card_describes_the_file_that_is_there() -> None:
@@ -130,12 +164,51 @@ def test_altered_weights_are_not_used(tmp_path: Path, monkeypatch: pytest.Monkey
         open_run(NAME).model  # noqa: B018 - reading is what is tested
 
 
+def test_its_report_is_its_card_and_its_mistakes_where_the_images_are_at_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstlight.data.cifar10 import CLASSES, MEAN, STD, Cifar10
+    from firstlight.data.images import ImageSet
+
+    def load(self: Cifar10, data_dir: Path | None = None) -> tuple[ImageSet, ImageSet]:
+        pixels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "test"))
+        images = ImageSet(pixels, torch.arange(60) % 10, CLASSES, MEAN, STD, [f"{n}" for n in range(60)])
+        return images, images
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Cifar10, "load", load)
+    before = sorted(packaged._room().rglob("*"))
+    card = packaged.PackagedFolder("cifar10").card
+    code, said, _ = in_shell(capsys, "report", NAME)  # the tests' cache is empty, and nothing is downloaded
+    alone = Path("cifar10-report.html").read_text("utf-8")
+    assert code == 0 and said.startswith("cifar10-report.html\n") and "--data-dir" in said
+    assert all(limit in html.unescape(alone) for limit in card["limits"])
+    assert "93.46%" in alone and card["sha256"] in alone
+    assert 'id="confusion"' not in alone and 'id="curves"' not in alone
+    code, _, error = in_shell(capsys, "report", NAME)
+    assert code == 2 and "is there already" in error
+    Path("cifar10-report.html").unlink()
+    code, said, _ = in_shell(capsys, "report", NAME, "--data-dir", tmp_path)
+    page = Path("cifar10-report.html").read_text("utf-8")
+    assert code == 0 and said.splitlines() == ["cifar10-report.html"]
+    assert 'id="confusion"' in page and 'id="sheet"' in page and 'id="curves"' not in page
+    assert "mistakes.csv" not in page and "firstlight suspects" not in page
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10-report.html"]
+    assert sorted(packaged._room().rglob("*")) == before
+
+
 def test_nothing_is_written_into_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(packaged._room().rglob("*"))
-    for verb in ("report", "suspects"):
-        code, _, error = in_shell(capsys, verb, NAME)
-        assert code == 2 and "comes with the package" in error and "firstlight train" in error, error
+    code, _, error = in_shell(capsys, "suspects", NAME)
+    assert code == 2 and "comes with the package" in error and "firstlight train" in error, error
     assert sorted(packaged._room().rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def test_the_report_of_a_run_asks_for_no_data(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = in_shell(capsys, "report", trained, "--data-dir", tmp_path)
+    assert code == 2 and "keeps what its page shows" in error

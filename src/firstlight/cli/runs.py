@@ -92,7 +92,7 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Default: model.onnx in RUN; NAME-model.onnx here for pretrained:NAME.",
+    help="Default: model.onnx (or model-int8.onnx) in RUN; NAME-model.onnx here for pretrained:NAME.",
 )
 @click.option(
     "--hub",
@@ -100,24 +100,42 @@ def predict(run: Path, images: Sequence[Path], csv: Path | None, as_json: bool, 
     metavar="DIR",
     help="Write a folder ready for a model hub instead: file, script and card; new or empty.",
 )
-def export(run: Path, out: Path | None, hub: Path | None) -> None:
+@click.option("--int8", is_flag=True, help="Weights and activations of 8 bits; the loss is measured.")
+@on_data
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Pictures for --int8, in place of the training images.",
+)
+def export(run: Path, out: Path | None, hub: Path | None, **options: Any) -> None:
     """Write the network as one ONNX file: pixels in, probabilities out."""
     from firstlight.run import open_run
     from firstlight.serve.hub import write_hub_folder
 
     if out is not None and hub is not None:
         raise InputError("--out and --hub are two places", "Give one of them.")
+    if hub is not None and any(options.values()):
+        raise InputError("a folder for a hub holds the fp32 file", "Leave out --int8, or --hub.")
     opened = open_run(run)
-    echo(str(opened.export(out) if hub is None else write_hub_folder(opened, hub)))
+    echo(str(opened.export(out, **options) if hub is None else write_hub_folder(opened, hub)))
 
 
 @click.command()
 @the_run
-def report(run: Path) -> None:
-    """Draw pictures and report.html again, from the run folder."""
+@on_data
+def report(run: Path, data_dir: Path | None) -> None:
+    """Draw pictures and report.html again, from the run folder.
+
+    Of pretrained:NAME the page is NAME-report.html here: with its mistakes if --data-dir, or the cache, has
+    the test set, else its card alone.
+    """
     from firstlight.run import open_run
 
-    echo(open_run(run).report())
+    page = open_run(run).report(data_dir=data_dir)
+    echo(page)
+    if page.note:
+        echo(page.note)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from firstlight.errors import InputError
 from firstlight.machine.kernels import convolution, normalisation
+from firstlight.models.fused import FusedConv
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -47,6 +48,7 @@ class ConvBlock(nn.Sequential):
     conv: nn.Conv2d
     pool: nn.MaxPool2d
     norm: nn.BatchNorm2d
+    conv_norms = (("conv", "norm"),)
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class ConvBlock(nn.Sequential):
 
 def conv_norm_activate(
     x: Tensor,
-    conv: nn.Conv2d,
+    conv: nn.Conv2d | FusedConv,
     norm: nn.BatchNorm2d,
     activation: nn.Module | None = None,
     pool: nn.Module | None = None,
@@ -85,6 +87,10 @@ def conv_norm_activate(
 
     pool: a 2×2 max-pool. branch: the other branch of a residual block.
     """
+    if isinstance(conv, FusedConv):  # in a copy for inference
+        if conv.serves(x):
+            return conv(x, activation, pool, branch)  # type: ignore[no-any-return]
+        conv = conv.conv
     layers = [layer for layer in (conv, pool, norm, activation) if layer is not None]
     # Whoever hooks a layer wants to see it at work.
     hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
@@ -105,7 +111,8 @@ def conv_norm_activate(
 def _compiled_dtype(x: Tensor, norm: nn.BatchNorm2d) -> torch.dtype | None:
     """Return the number format in which compiled kernels may compute, None where they may not.
 
-    In fp32 they serve training alone: whoever asks a trained network in fp32 wants torch's rounding.
+    In fp32 they serve training here, and a network's copy for inference by `FusedConv`. The network itself,
+    asked in fp32, gives torch's rounding.
     """
     if torch.is_autocast_enabled("cpu"):
         return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from firstlight.errors import InputError
 from firstlight.models.blocks import ConvBlock, Residual, check_choices, check_sizes
+from firstlight.models.fused import fused
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class CustomResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.prep(images))))
         return self.linear(self.pool(x).flatten(1)) * self.logit_scale  # type: ignore[no-any-return]
+
+    def folded(self) -> nn.Module:
+        """Return a copy for inference, with its batch norms folded; see `models.fused`."""
+        return fused(self)
 
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from firstlight.errors import InputError
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock, GlobalMaxPool, check_choices, check_sizes
+from firstlight.models.fused import fused
 from firstlight.models.whitening import Whitening
 
 
@@ -77,6 +78,10 @@ class FastNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.stage3(self.stage2(self.stage1(self.whiten(images))))
         return self.linear(self.pool(x).flatten(1)) * self.logit_scale  # type: ignore[no-any-return]
+
+    def folded(self) -> nn.Module:
+        """Return a copy for inference, with its batch norms folded; see `models.fused`."""
+        return fused(self)
 
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at; for 32×32 images the grids are 32, 16, 8 and 4 wide."""

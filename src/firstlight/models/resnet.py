@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from firstlight.errors import InputError
 from firstlight.models.blocks import check_sizes, conv_norm_activate
+from firstlight.models.fused import fused
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks of two convolutions in each of the four stages, by the number of layers with weights."""
@@ -47,6 +48,8 @@ class ResNet(nn.Module):
     `models.weights.load_weights(model, path, head="fc")`; images must be normalised as theirs were.
     """
 
+    conv_norms = (("conv1", "bn1"),)
+
     def __init__(self, num_classes: int, *, channels: int = 3, **fields: Any) -> None:
         super().__init__()
         check_sizes(num_classes, channels)
@@ -76,6 +79,10 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.features(images))  # type: ignore[no-any-return]
 
+    def folded(self) -> nn.Module:
+        """Return a copy for inference, with its batch norms folded; see `models.fused`."""
+        return fused(self)
+
     def endpoints(self) -> dict[str, nn.Module]:
         """Name what Grad-CAM can look at: for 32×32 images and `small`, grids 32, 32, 16, 8 and 4 wide.
 
@@ -103,6 +110,8 @@ class BasicBlock(nn.Module):
     N×inputs×H×W in, N×outputs×⌈H/stride⌉×⌈W/stride⌉ out. Where these differ in size, a 1×1 convolution with
     batch norm brings the input to that of the output.
     """
+
+    conv_norms = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from firstlight.recipe import Recipe
 from firstlight.recipes import command
 from firstlight.recipes.assignment import Line, checklist
 from firstlight.record.head import HeadFacts, read_head
+from firstlight.record.packaged import PackagedFolder
 from firstlight.record.recipe_file import has_unknown_parts
 from firstlight.record.record import REPORT, Record
 from firstlight.record.summary import Summary
@@ -40,12 +41,16 @@ from firstlight.training.lr_finder import LRFinding
 
 _T = TypeVar("_T")
 
+NEEDS_DATA = "--data-dir DIR, a folder that holds the data, adds what it gets wrong"
+"""Where a network of the package is shown without its test images."""
+
 
 @dataclass(frozen=True)
 class Page:
-    """A written page; a notebook shows it inline."""
+    """A written page; a notebook shows it inline. note: what a person should know of it, if anything."""
 
     path: Path
+    note: str = ""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -80,6 +85,7 @@ class PageData:
     head: HeadFacts | None
     film: list[Step]
     checklist: list[Line]
+    card: Mapping[str, Any] | None
     gaps: Mapping[str, str]
 
     @classmethod
@@ -105,6 +111,9 @@ class PageData:
         images = section("images", lambda: record.kept_images, None)
         names = section("names", lambda: record.names, dict[int, str]())
         answers = section("predictions", lambda: payload.answers(record.evaluation, names, images), None)
+        card = record.folder.card if isinstance(record.folder, PackagedFolder) else None
+        if card is not None and answers is None:
+            gaps["predictions"] = f"the test images were not at hand ({NEEDS_DATA})"
         return cls(
             name=printable(record.path.resolve().name),
             recipe=record.recipe,
@@ -121,6 +130,7 @@ class PageData:
             head=section("head", lambda: read_head(record.folder), None),
             film=section("film", lambda: payload.film(record), []),
             checklist=section("assignment", lines, []),
+            card=card,
             gaps=gaps,
         )
 

@@ -177,7 +177,9 @@ def heat(record: Record, answers: Answers | None) -> dict[str, Any] | None:
     if not len(worst) or not torch.equal(answers.indices[: len(worst)], worst):
         raise InputError("this run keeps no images of mistakes")
     inputs = normalise(kept[0][: len(worst)], data.mean, data.std)
-    model, classes = for_inference(record.model), (evaluation.predictions[worst], evaluation.labels[worst])
+    # Photos take seconds; the copy of a network with a frozen body has the same layers.
+    model = record.model if record.recipe.head is None else for_inference(record.model)
+    classes = evaluation.predictions[worst], evaluation.labels[worst]
     pair = attempted(lambda: gradcam_pair(model, inputs, *classes), "the network does not fit its images")
     maps = torch.stack([heatmaps.maps for heatmaps in pair], 1)
     strongest = maps.flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)

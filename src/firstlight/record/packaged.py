@@ -90,6 +90,29 @@ class PackagedFolder(RunFolder):
         )
 
 
+class WithResults(PackagedFolder):
+    """A network of the package with results that are kept in memory, from which a page is made."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._results: dict[str, bytes] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self._results or super().has(name)
+
+    def read_bytes(self, name: str, most: int) -> bytes:
+        return self._results[name] if name in self._results else super().read_bytes(name, most)
+
+    def write(self, name: str, content: bytes | str) -> None:
+        self._results[name] = content if isinstance(content, bytes) else content.encode()
+
+
+def with_results(path: str | Path) -> WithResults | None:
+    """Return the network that "pretrained:NAME" names, with room for results; None for any other path."""
+    folder = packaged(path)
+    return None if folder is None else WithResults(folder.name)
+
+
 _AGAIN = "Install firstlight again. Nothing in it was used."
 
 

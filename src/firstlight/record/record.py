@@ -267,12 +267,14 @@ class Record:
     def write_model(self, model: nn.Module) -> None:
         self.folder.write_tensors(MODEL, model.state_dict())
 
-    def write_evaluation(self, plain: Evaluation, averaged: Evaluation, images: ImageSet) -> None:
+    def write_evaluation(self, plain: Evaluation, averaged: Evaluation | None, images: ImageSet) -> None:
         """Write all probabilities, a table of mistakes, and the images that pictures need.
 
-        averaged: with test-time augmentation.
+        averaged: with test-time augmentation, where it was measured.
         """
-        probabilities = {"probabilities": plain.probabilities, "probabilities_tta": averaged.probabilities}
+        probabilities = {"probabilities": plain.probabilities}
+        if averaged is not None:
+            probabilities["probabilities_tta"] = averaged.probabilities
         self.folder.write_tensors(PREDICTIONS, {"labels": plain.labels, **probabilities})
         self.folder.write(MISTAKES, tables.mistakes(plain))
         right = [

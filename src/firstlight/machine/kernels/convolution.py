@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from firstlight.machine.kernels.library import load
+from firstlight.machine.kernels.library import Kernels, load
 
 _LAYOUT = torch.channels_last
 
@@ -97,20 +97,54 @@ def _run(
     *,
     backwards: bool,
 ) -> Tensor:
-    outputs, inputs = weight.shape[:2]
     kernels = load(images.dtype)
-    size = kernels.places * inputs * outputs
-    filters, scale = torch.empty(size, dtype=kernels.variant.factor), torch.empty(())
-    kernels.call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
+    filters = _transformed(weight, kernels, backwards=backwards)
     result = torch.empty(shape, dtype=images.dtype, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
     unpooled = 1 if argmax_in is None else 2
     kernels.call(
         "convolve",
-        *(images, argmax_in, filters, scale, result, argmax_out),
+        *(images, argmax_in, *filters, result, argmax_out),
         *(count, unpooled * height, unpooled * width, channels, shape[1]),
     )
     return result
+
+
+def _transformed(weight: Tensor, kernels: Kernels, *, backwards: bool) -> tuple[Tensor, Tensor]:
+    """Return fp32 filters, out×C×3×3 and channels-last, as the compiled convolution takes them."""
+    outputs, inputs = weight.shape[:2]
+    size = kernels.places * inputs * outputs
+    filters, scale = torch.empty(size, dtype=kernels.variant.factor), torch.empty(())
+    kernels.call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
+    return filters, scale
+
+
+class FixedFilters:
+    """Filters that no longer change, out×C×3×3: transformed once, for images in fp32 of which none learns.
+
+    Make it where `serves` is true.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._outputs = len(weight)
+        self._kernels = load(torch.float32)
+        weight = weight.detach().contiguous(memory_format=_LAYOUT)
+        self._filters = _transformed(weight, self._kernels, backwards=False)
+
+    def convolve(self, images: Tensor, *, pool: bool = False) -> Tensor:
+        """Return what `convolve` returns, without a gradient."""
+        images = images.contiguous(memory_format=_LAYOUT)
+        count, channels, height, width = images.shape
+        shrink = 2 if pool else 1
+        shape = (count, self._outputs, height // shrink, width // shrink)
+        argmax = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
+        result = torch.empty(shape, memory_format=_LAYOUT)
+        self._kernels.call(
+            "convolve",
+            *(images, None, *self._filters, result, argmax),
+            *(count, height, width, channels, self._outputs),
+        )
+        return result
 
 
 def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, weight: Tensor) -> Tensor:

@@ -102,6 +102,14 @@ def load(dtype: torch.dtype = torch.bfloat16) -> Kernels:
     return Kernels(None, f"plain operations: {reason}")
 
 
+def is_built(dtype: torch.dtype) -> bool:
+    """Whether the cache holds the kernels that `load` would return, so that nothing is compiled."""
+    if _misfit(dtype):
+        return False
+    cache = _cache()
+    return cache is not None and any(cache.glob(f"{_stem(_variants(dtype)[0])}-*.so"))
+
+
 def _in_c(argument: Tensor | float | None) -> Any:
     match argument:
         case int():
@@ -161,12 +169,9 @@ def _build(variant: Variant) -> ctypes.CDLL:
     Raises _BuildError where that fails.
     """
     folder = Path(__file__).parent
-    sources = [(folder / name).read_bytes() for name in variant.sources]
     openmp = _openmp()
     flags = (*_FLAGS, *variant.flags)
-    build_key = repr((flags, openmp, platform.libc_ver())).encode()
-    stem = f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}"
-    cache = _cache()
+    stem, cache = _stem(variant), _cache()
     for cached in sorted(cache.glob(f"{stem}-*.so")) if cache is not None else ():
         library = _verified(cached)
         if library is not None:
@@ -205,6 +210,13 @@ def _build(variant: Variant) -> ctypes.CDLL:
             return library
     except (OSError, subprocess.SubprocessError) as error:
         raise _BuildError(f"{compiler}: {printable(error)}") from error
+
+
+def _stem(variant: Variant) -> str:
+    """Return what the name of a library begins with: the same sources and flags, the same name."""
+    sources = [(Path(__file__).parent / name).read_bytes() for name in variant.sources]
+    build_key = repr(((*_FLAGS, *variant.flags), _openmp(), platform.libc_ver())).encode()
+    return f"kernels-{hashlib.sha256(build_key + b''.join(sources)).hexdigest()[:16]}"
 
 
 def _cache() -> Path | None:

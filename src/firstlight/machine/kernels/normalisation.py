@@ -86,6 +86,24 @@ def norm_activate(
     )
 
 
+def affine_activate_(
+    images: Tensor, scale: Tensor, shift: Tensor, activation: nn.Module | None, branch: Tensor | None = None
+) -> Tensor:
+    """Replace fp32 images, N×C×H×W and channels-last, by activation(scale images + shift + branch).
+
+    scale, shift: one number per channel; of batch norm, where its statistics are fixed. Call it where
+    `serves` is true and nothing learns.
+    """
+    if branch is not None:
+        branch = branch.contiguous(memory_format=_LAYOUT)
+    coefficients = _coefficients(activation)
+    assert coefficients is not None
+    channels = images.shape[1]
+    size = (images.numel() // channels, channels)
+    load(torch.float32).call("norm_activate", images, branch, scale, shift, images, *size, *coefficients)
+    return images
+
+
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and (biased) variance of each channel, fp32."""
     channels = images.shape[1]
