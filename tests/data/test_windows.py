@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +141,45 @@ def test_two_windows_at_most_are_in_memory_and_each_is_read_once(stored: ImageSe
         assert torch.equal(reader(10, 27, 4), image_set(50).images[torch.cat(windows)[10:27:4]])
         reader(27, 50)
     assert read == lengths
+
+
+def test_windows_that_are_passed_over_do_not_disturb_the_next(stored: ImageSet) -> None:
+    windows = window_order(50, Blocks(1, 2), 0, 0)
+    order, lengths = torch.cat(windows), [len(window) for window in windows]
+    with WindowReader(stored.images, order, lengths, CPU.device) as reader:
+        for begin, end, step in ((5, 6, 1), (6, 40, 7), (41, 50, 3)):
+            assert torch.equal(reader(begin, end, step), image_set(50).images[order[begin:end:step]])
+
+
+def test_reading_takes_little_memory_whatever_the_size_of_the_set(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to see the memory of a process")
+    code = """if True:
+        import sys, torch
+        from firstlight.data.stored import StoredImages
+        from firstlight.data.windows import Blocks, WindowReader, window_order
+        from pathlib import Path
+
+        def resident():
+            text = Path("/proc/self/status").read_text()
+            return int(text.split("VmRSS:")[1].split()[0]) * 1024
+
+        images, seen = StoredImages.open(Path(sys.argv[1])), [resident()]
+        for epoch in range(2):
+            windows = window_order(len(images), Blocks(100, 2000), 0, epoch)
+            lengths = [*map(len, windows)]
+            with WindowReader(images, torch.cat(windows), lengths, torch.device("cpu")) as reader:
+                for begin in range(0, len(images), 100):
+                    reader(begin, begin + 100)
+                    seen.append(resident())
+        print(max(seen) - seen[0])"""
+    size = 60_000 * 3072
+    np.save(tmp_path / "images.npy", np.zeros((60_000, 3, 32, 32), np.uint8))
+    command = [sys.executable, "-c", code, str(tmp_path / "images.npy")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("FIRSTLIGHT_MEMORY")
+    grown = int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert 0 < grown < size / 3
 
 
 def test_a_disk_that_fails_is_an_error_of_the_batch(stored: ImageSet, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ some hundred of them at a time into memory, a window, in which it shuffles the i
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from mmap import mmap
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +28,7 @@ _BLOCK = 2**19
 """Bytes of a block: a quarter of a millisecond of an NVMe disk, some milliseconds of a turning one."""
 _WINDOW = 2**29
 """Bytes of the largest window; two are in memory, the one in use and the next."""
+_COPIED = 2**22
 _BLOCKS = 64
 """Blocks of a window at least, or neighbours, which are often of one class, would make up its batches."""
 
@@ -83,7 +86,8 @@ def window_order(count: int, blocks: Blocks, seed: int, epoch: int) -> list[Tens
 class WindowReader:
     """Gives the images of an epoch in its order, and reads the next window while one is in use.
 
-    order: int64, N. lengths: of its windows. Usable as a context, which ends the reading.
+    order: int64, N. lengths: of its windows. Usable as a context, which ends the reading. The places that are
+    asked for only go up.
     """
 
     def __init__(self, images: Images, order: Tensor, lengths: Sequence[int], device: torch.device) -> None:
@@ -91,6 +95,10 @@ class WindowReader:
         self._ends = list(accumulate(lengths))
         self._pool = ThreadPoolExecutor(1)
         self._number, self._window = -1, (torch.empty(0), torch.empty(0))
+        # Not from the heap, where other tensors would settle between two windows and make it grow.
+        shape = (max(lengths), *images.shape[1:])
+        self._buffers = [torch.frombuffer(mmap(-1, math.prod(shape)), dtype=torch.uint8) for _ in range(2)]
+        self._buffers = [buffer.view(shape) for buffer in self._buffers]
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def __enter__(self) -> Self:
@@ -116,8 +124,8 @@ class WindowReader:
         """Return a window's images, and the row of each of its images among them; begin to read the next."""
         if number != self._number:
             ahead, self._ahead = self._ahead, None
-            self._window = (torch.empty(0), torch.empty(0))  # or three would be in memory
-            pixels, rows = ahead[1].result() if ahead and ahead[0] == number else self._read(number)
+            window = None if ahead is None else ahead[1].result()  # also where it is passed over
+            pixels, rows = window if window and ahead and ahead[0] == number else self._read(number)
             # Not by the thread: memory that another thread asks of a GPU would spoil the capture of a graph.
             self._window = pixels.to(self._device), rows.to(self._device)
             self._number = number
@@ -131,4 +139,8 @@ class WindowReader:
         rows, places = self._order[start : self._ends[number]].sort()
         positions = torch.empty_like(places)
         positions[places] = torch.arange(len(places))
-        return self._images[rows], positions
+        pixels = self._buffers[number % 2][: len(rows)]
+        at_once = max(1, _COPIED // self._images.shape[1:].numel())
+        for part, target in zip(rows.split(at_once), pixels.split(at_once), strict=True):
+            target.copy_(self._images[part])
+        return pixels, positions
