@@ -19,7 +19,7 @@ from benchmarks.measure import BENCHMARKS, Row
 from benchmarks.publish.insight_tables import pointing, suspects
 from benchmarks.publish.kernels import budget, resnet, tracked
 from benchmarks.publish.machines import gpu, large_sets, older_chips, raced
-from benchmarks.publish.own_images import own_images
+from benchmarks.publish.own_images import decoding, own_images
 from benchmarks.publish.regret import methods, regret, shares
 from benchmarks.publish.rows import Group, Tables, groups, mean, read_tables, short, table, yardsticks
 from benchmarks.recipes.choose import AS_IT_STANDS
@@ -225,7 +225,7 @@ PARTS: dict[str, Callable[[Tables], str]] = {
     for part in (
         *(best, results, accuracy, rates, trained, analysis, pipeline, speed, fast, plus),
         *(ablations, pointing, suspects, regret, shares, methods, gpu, raced, older_chips, own_images),
-        *(large_sets, resnet, tracked, budget),
+        *(large_sets, resnet, tracked, budget, decoding),
     )
 }
 

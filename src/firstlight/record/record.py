@@ -8,6 +8,7 @@ model.safetensors       the weights that were kept
 predictions.safetensors labels and probabilities of the test set, with and without test-time augmentation
 mistakes.csv            every wrong prediction, the highest loss first
 pictures.safetensors    the test images that pictures of the run show
+whole.safetensors       the worst mistakes of own pictures that are not square, as small JPEG files
 samples.safetensors     some training images, with the draws that augmented them
 suspects.safetensors    out-of-sample probabilities of the training set, and its most doubtful images
 suspects.csv            the labels that are estimated to be wrong, the most doubtful first
