@@ -176,10 +176,11 @@ def test_its_report_is_its_card_and_its_mistakes_where_the_images_are_at_hand(
         return images, images
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "cache"))  # no other test has filled it
     monkeypatch.setattr(Cifar10, "load", load)
     before = sorted(packaged._room().rglob("*"))
     card = packaged.PackagedFolder("cifar10").card
-    code, said, _ = in_shell(capsys, "report", NAME)  # the tests' cache is empty, and nothing is downloaded
+    code, said, _ = in_shell(capsys, "report", NAME)  # nothing is downloaded
     alone = Path("cifar10-report.html").read_text("utf-8")
     assert code == 0 and said.startswith("cifar10-report.html\n") and "--data-dir" in said
     assert all(limit in html.unescape(alone) for limit in card["limits"])

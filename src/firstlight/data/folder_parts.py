@@ -172,19 +172,21 @@ def _read(tasks: Sequence[Mapping[str, Any]], files: Files, total: int) -> None:
     }
     left = sum(len(task["pictures"]) for task in tasks)
     with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", _START],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    encoding="ascii",
-                    env=environment,
-                )
+        # Left last: its threads wait for the processes, which are killed first, whenever Ctrl-C comes.
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        processes = []
+        for _ in range(count):
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="ascii",
+                env=environment,
             )
-            for _ in range(count)
-        ]
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            processes.append(process)
         bar = stack.enter_context(
             tqdm(
                 **{"total": total, "initial": total - left, "desc": "reading", "unit": " pictures"},
@@ -212,17 +214,12 @@ def _read(tasks: Sequence[Mapping[str, Any]], files: Files, total: int) -> None:
                 else:
                     raise BrokenPipeError
 
-        with ThreadPoolExecutor(count) as pool:
-            served = {pool.submit(serve, process): process for process in processes}
+        served = {pool.submit(serve, process): process for process in processes}
+        for future in as_completed(served):
             try:
-                for future in as_completed(served):
-                    try:
-                        future.result()
-                    except (BrokenPipeError, ValueError):  # also half a line
-                        raise _ended(served[future].wait()) from None
-            finally:
-                for process in processes:
-                    process.kill()
+                future.result()
+            except (BrokenPipeError, ValueError):  # also half a line
+                raise _ended(served[future].wait()) from None
 
 
 def _ended(code: int) -> RunFailed:

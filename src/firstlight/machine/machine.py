@@ -161,7 +161,7 @@ def _faster_precision(device: torch.device, *, compiled: bool = True) -> str:
     return min(shortest, key=shortest.__getitem__)
 
 
-def _convolution(dtype: torch.dtype, *, compiled: bool) -> Callable[[], None]:
+def _convolution(dtype: torch.dtype, *, compiled: bool = True) -> Callable[[], None]:
     """Return one convolution, forward and backward, of a size that small networks have."""
     images = torch.ones(32, 64, 16, 16, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     compiled = compiled and bool(load(dtype))
