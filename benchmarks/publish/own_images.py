@@ -27,7 +27,7 @@ def decoding(tables: Tables) -> str:
     ours, theirs = float(row["ours_s"]), float(row["loader_s"])
     return (
         f"{int(row['count']):,} JPEG files of 500×375, read at {row['side']} pixels, are in the cache after "
-        f"{ours:.0f} s, near copies looked for. A DataLoader with {row['workers']} workers, and Pillow's full "
+        f"{ours:.0f} s, near copies looked for. A DataLoader with {row['workers']} workers and Pillow's full "
         f"decode, takes {theirs:.0f} s, **{row['ratio']} times** as long. A second start reads the cache in "
         f"{row['second_start_s']} s ({row['hardware']}, {row['threads']} threads)."
     )

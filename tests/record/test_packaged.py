@@ -176,7 +176,7 @@ def test_its_report_is_its_card_and_its_mistakes_where_the_images_are_at_hand(
         return images, images
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "cache"))  # no other test has filled it
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", f"{tmp_path}-cache")  # no other test has filled it
     monkeypatch.setattr(Cifar10, "load", load)
     before = sorted(packaged._room().rglob("*"))
     card = packaged.PackagedFolder("cifar10").card

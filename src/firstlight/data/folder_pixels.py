@@ -8,11 +8,13 @@ import os
 import statistics
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +138,14 @@ def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[Resul
             total=len(pictures), desc="reading", unit=" pictures", delay=2, disable=None, leave=False
         ) as bar,
     ):
-        for start in range(0, len(pictures), _AT_ONCE):
-            for result in pool.map(read, pictures[start : start + _AT_ONCE]):
-                bar.update()
-                # Only the caller keeps a row, so memory stays bounded.
-                yield result
+        rest = iter(pictures)
+        waiting = deque(pool.submit(read, picture) for picture in islice(rest, _AT_ONCE))
+        while waiting:
+            result = waiting.popleft().result()
+            # One more for each that is taken: no thread waits, and memory stays bounded.
+            waiting.extend(pool.submit(read, picture) for picture in islice(rest, 1))
+            bar.update()
+            yield result
 
 
 def read_picture(picture: Picture, shape: tuple[int, int, int], fit: str) -> Result:

@@ -24,6 +24,8 @@ from firstlight.machine.limits import usable_cores
 BATCH = 250
 AHEAD = 2
 """Batches that are being decoded, or wait, while one is computed."""
+_FEW_VALUES = 4 * 3 * 32 * 32
+"""Values of images that one thread classifies sooner than two."""
 MOST_THREADS = 4
 """Each may hold a picture of the largest size that is read, about 0.5 GB."""
 
@@ -79,8 +81,22 @@ def predictions(
 
 def probabilities(model: nn.Module, images: Tensor, facts: DataFacts) -> Tensor:
     """Return fp32 N×K probabilities of uint8 N×C×H×W images."""
-    with inference(model):
+    with inference(model), _few_threads(images):
         return model(normalise(images, facts.mean, facts.std)).softmax(1)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _few_threads(images: Tensor) -> Iterator[None]:
+    """Let one thread compute a few small images: waking another for each layer takes longer than it helps."""
+    threads = torch.get_num_threads()
+    if threads == 1 or images.device.type != "cpu" or images.numel() > _FEW_VALUES:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _attempt(read: Callable[[Path], Tensor], path: Path) -> Tensor | InputError:

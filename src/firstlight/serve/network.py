@@ -21,7 +21,8 @@ from firstlight.data.images import DataFacts
 from firstlight.errors import InputError, nearest, printable
 from firstlight.insight.evaluation import inference
 from firstlight.insight.gradcam import gradcam
-from firstlight.models.network import for_inference
+from firstlight.insight.prediction import probabilities
+from firstlight.models.network import WORTH_COMPILING, for_inference
 from firstlight.record.record import Record
 
 PREVIEW_SIDE = 960
@@ -53,7 +54,7 @@ class Network:
         self.record, self.fit = record, fit
         self.data: DataFacts = record.data
         self.model: nn.Module = record.model
-        self._fast = for_inference(self.model)  # which `predict` asks, too
+        self._fast = for_inference(self.model, WORTH_COMPILING)  # it will be asked for long
 
     @property
     def name(self) -> str:
@@ -70,9 +71,9 @@ class Network:
         """
         _, height, width = self.data.shape
         picture = read_upright(io.BytesIO(data), question.name, max(height, width))
-        images = normalise(pixels_of(picture, self.data.shape, self.fit)[None], self.data.mean, self.data.std)
-        with inference(self._fast):
-            row = self._fast(images).softmax(1)[0]
+        pixels = pixels_of(picture, self.data.shape, self.fit)[None]
+        row = probabilities(self._fast, pixels, self.data)[0]
+        images = normalise(pixels, self.data.mean, self.data.std)
         order = row.argsort(descending=True).tolist()
         classes = self.data.classes
         answer: dict[str, Any] = {
@@ -86,7 +87,7 @@ class Network:
             answer["similar"] = self._similar(images, question.similar)
         if question.preview:
             if min(picture.size) < PREVIEW_SIDE:  # a JPEG file was perhaps read at a fraction of its size
-                picture = read_upright(io.BytesIO(data), question.name, PREVIEW_SIDE // 2)
+                picture = read_upright(io.BytesIO(data), question.name, PREVIEW_SIDE)
             answer["preview"] = data_url(picture)
         return answer
 
