@@ -58,7 +58,9 @@ def test_tuning_on_labels_without_meaning_changes_nothing() -> None:
 
 def test_tuning_is_the_same_for_a_seed_and_differs_for_another() -> None:
     grids, labels = images(120)
+    before = torch.get_rng_state()
     first, again, other = tuned(labels, grids), tuned(labels, grids), tuned(labels, grids, seed=1)
+    assert torch.equal(torch.get_rng_state(), before), "the global stream is the user's"
     assert torch.equal(first.weight, again.weight) and torch.equal(first.bias, again.bias)
     assert not torch.equal(first.weight, other.weight)
 

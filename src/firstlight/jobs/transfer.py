@@ -71,38 +71,37 @@ def fit_run(job: Job, record: Record, start: float, log: Callable[[str], None], 
     recipe, model, machine = job.recipe, _transferable(job.model), job.machine
     assert recipe.head is not None
     fast, images = model.folded(machine.dtype), job.train
+    labels, classes = images.labels, len(images.classes)
     for line in _describe(job, fast):
         log(line)
     begun = time.perf_counter()
     tunes = applies(recipe.head, len(images))
     features, grids = _kept_features(fast, images, machine, tunes, quiet)
-    fit = recipe.head(features, images.labels, len(images.classes), recipe.seed)
+    fit = recipe.head(features, labels, classes, recipe.seed)
     for line in _said(fit, recipe.head):
         log(line)
-    weight, bias, rehearsal = fit.weight, fit.bias, None
+    weight, bias, blocks, rehearsal = fit.weight, fit.bias, None, None
     if tunes:
         tuned = tune(
-            *(recipe.head, model.last_blocks, grids, features, images.labels, len(images.classes), fit),
-            *(recipe.seed,),
-            quiet=quiet,
+            recipe.head, model.last_blocks, grids, features, labels, classes, fit, recipe.seed, quiet=quiet
         )
-        weight, bias, rehearsal = tuned.weight, tuned.bias, tuned.rehearsal
+        rehearsal = tuned.rehearsal
         log(rehearsal.words)
+        if rehearsal.better:
+            weight, bias, blocks = tuned.weight, tuned.bias, tuned.blocks
     seconds = time.perf_counter() - begun
-    if not fit.mirror or (rehearsal is not None and rehearsal.better):
+    if not fit.mirror or blocks is not None:
         job = _unmirrored(job)
         model = _transferable(job.model)
     record.begin(job.recipe, None, job.environment(), job.samples())
     with torch.no_grad():
         model.linear.weight.copy_(weight)
         model.linear.bias.copy_(bias)
-    if rehearsal is not None and rehearsal.better:
-        model.take_last_blocks(tuned.blocks)
+    if blocks is not None:
+        model.take_last_blocks(blocks)
     record.write_model(job.model)
     write_head(record.folder, fit, rehearsal)
-    TrainingSuspects.write(
-        record.folder, suspects(images.labels, fit.probabilities), fit.probabilities, images
-    )
+    TrainingSuspects.write(record.folder, suspects(labels, fit.probabilities), fit.probabilities, images)
     record.write_summary(_judged(job, fit, rehearsal, record, seconds, start))
 
 

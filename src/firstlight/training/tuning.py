@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 from tqdm import tqdm
 
 from firstlight.machine.streams import stream
@@ -117,7 +118,7 @@ def tune(
     )
 
     def tuned(rows: Tensor, weight: Tensor, bias: Tensor, epochs: int) -> tuple[nn.Module, nn.Linear]:
-        network, linear = blocks().to(device), nn.Linear(weight.shape[1], classes, device=device)
+        network, linear = blocks().to(device), skip_init(nn.Linear, weight.shape[1], classes, device=device)
         with torch.no_grad():
             linear.weight.copy_(weight)
             linear.bias.copy_(bias)
