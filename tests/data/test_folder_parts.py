@@ -185,7 +185,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_ctrl_c_ends_the_processes_and_keeps_their_parts(tmp_path: Path) -> None:
     root = folder(tmp_path / "root", COUNTS)
     code = (
-        "import sys, time; from firstlight.data import folder, folder_parts; "
+        # Where tests run in the background, a shell has told them to ignore Ctrl-C.
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from firstlight.data import folder, folder_parts; "
         "folder.MANY, folder_parts._PART, folder_parts.usable_cores = 1, 5, lambda: 2; "
         "folder_parts._START = 'import time; from firstlight.data import folder_worker as w; "
         "w.read_picture = lambda *v: time.sleep(1000); w.work()'\n"
@@ -206,7 +208,10 @@ def test_ctrl_c_ends_the_processes_and_keeps_their_parts(tmp_path: Path) -> None
         time.sleep(0.05)
     time.sleep(3)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "stopped\n"
+    try:
+        assert process.communicate(timeout=60)[0] == "stopped\n"
+    finally:
+        process.kill()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
