@@ -86,7 +86,7 @@ def calibration(
     if folder is not None:
         files = picture_files([Path(folder)])[:MOST_CALIBRATED]
         images = torch.stack([read_image(file, record.data.shape, fit) for file in files])
-        return Calibration(images, f"{len(images):,} pictures of {printable(Path(folder).name)}")
+        return Calibration(images, f"{len(images):,} pictures of {printable(Path(folder).resolve().name)}")
     hint = "Give --data-dir DIR, which holds them, or --calibrate DIR with pictures like those to come."
     missing = f"int8 needs images to calibrate on, and the training images of {record.path} are not at hand"
     if isinstance(source, Cifar10) and data_dir is None and not is_here():
