@@ -118,7 +118,7 @@ class FlipLR(Augmentation):
 
     alternate: mirror the images that were not mirrored in the epoch before. The coin is tossed for the first
         epoch only, so two epochs show every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6).
-    flip: "off" mirrors none; "auto" is for recipes that ask the training images first, and else as "on".
+    flip: on, off (mirrors none), or auto, by which a recipe asks the training images first; else it is on.
     """
 
     alternate: bool = False
