@@ -4,6 +4,7 @@
 
 Each reader takes bytes and has to return, or raise InputError; anything else is a finding. With atheris
 (libFuzzer) what the package's code has covered guides the changes; without it inputs are changed at random.
+The seconds are those of a processor, so that a busy machine counts for no more than it did.
 `benchmarks.endurance` starts one process a reader.
 """
 
@@ -25,6 +26,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 Reader = Callable[[bytes], object]
 
@@ -45,13 +47,18 @@ def readers(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
     from firstlight.data.archives import unpacked
     from firstlight.data.folder_table import list_table
     from firstlight.data.image_files import read_image
+    from firstlight.models.weights import read_weights
     from firstlight.recipes import named
     from firstlight.record import results, tables
     from firstlight.record.checkpoints import CHECKPOINTS, Checkpoints
+    from firstlight.record.head import HEAD, read_head
     from firstlight.record.recipe_file import recipe_from_json
     from firstlight.record.run_folder import RunFolder, tensors_of
     from firstlight.record.summary import Summary
+    from firstlight.record.suspects import SUSPECTS, TrainingSuspects
+    from firstlight.record.sweep import SWEEP, Sweep
     from firstlight.record.values import parse
+    from firstlight.record.whole import WHOLE, read_whole
 
     def written(name: str, data: bytes) -> Path:
         path = folder / name
@@ -111,6 +118,32 @@ def readers(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
         results.evaluation(tensors, "probabilities", ("a", "b"), "predictions.safetensors")
         results.kept_images(tensors, (1, 2, 2), 3, "predictions.safetensors")
 
+    def suspects(data: bytes) -> None:
+        written(SUSPECTS, data)
+        TrainingSuspects.read(RunFolder(folder), results.data_facts({"data": facts}, "environment.json"))
+
+    def whole_pictures(data: bytes) -> None:
+        written(WHOLE, data)
+        read_whole(RunFolder(folder), 3)
+
+    def head(data: bytes) -> None:
+        written(HEAD, data)
+        read_head(RunFolder(folder))
+
+    def sweep(data: bytes) -> None:
+        written(SWEEP, data)
+        found = Sweep.open(folder)
+        assert str(found)
+        assert found.against_best() is not None
+
+    def weights(data: bytes) -> None:
+        read_weights(written("weights.pt" if data[:2] == b"PK" else "weights.safetensors", data))
+
+    def pickled() -> bytes:
+        file = io.BytesIO()
+        torch.save({"state_dict": {"module.a": torch.zeros(2)}}, file)
+        return file.getvalue()
+
     def checkpoint(data: bytes) -> None:
         place = folder / CHECKPOINTS
         place.mkdir(exist_ok=True)
@@ -135,6 +168,25 @@ def readers(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
         "images": torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
     }
     kept = {"facts": json.dumps({"state": {"step": 1}, "history": [epoch]})}
+    suspected = {
+        **{"labels": tensors["labels"], "indices": torch.tensor([1]), "suggested": torch.tensor([0])},
+        **{"scores": torch.zeros(1), "probabilities": tensors["probabilities"], "count": torch.tensor(1)},
+        **{"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "interval": torch.tensor([0, 2])},
+        "names": torch.tensor([97, 0], dtype=torch.uint8),
+    }
+    joined = {
+        **{"indices": torch.tensor([2]), "ends": torch.tensor([3])},
+        "bytes": torch.tensor([0xFF, 0xD8, 0xFF], dtype=torch.uint8),
+    }
+    fitted = {
+        **{"strength": 1.0, "accuracy": 0.5, "mirror": True, "mirror_accuracies": [0.5, 0.6]},
+        **{"curve": [[10, 0.5]], "tuning": {"before": 0.5, "after": 0.6, "better": True}},
+    }
+    cells = [
+        {"values": {"width": width}, "seed": seed, "folder": f"{width}-{seed}", "validation_accuracy": 0.5}
+        for width in ("4", "8")
+        for seed in (0, 1)
+    ]
     return {
         "pictures": (lambda data: read_image(written("picture", data), (3, 32, 32), "crop"), pictures()),
         "archives": (archive, archives()),
@@ -153,6 +205,11 @@ def readers(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
         "finding": (finding, [json.dumps({**found, **rates}).encode()]),
         "predictions": (predictions, [save(tensors)]),
         "checkpoints": (checkpoint, [save(tensors, kept)]),
+        "suspects": (suspects, [save(suspected)]),
+        "whole pictures": (whole_pictures, [save(joined)]),
+        "head": (head, [json.dumps(fitted).encode()]),
+        "sweep": (sweep, [json.dumps({"cells": cells}).encode()]),
+        "weights": (weights, [save(tensors), pickled()]),
     }
 
 
@@ -160,6 +217,7 @@ _RECIPES = ("shapes.demo", "cifar10.fast")
 NAMES = (
     *("pictures", "archives", "tables of names", "tables of labels", "recipes", "environment"),
     *("summary", "history", "finding", "predictions", "checkpoints"),
+    *("suspects", "whole pictures", "head", "sweep", "weights"),
 )
 
 
@@ -174,32 +232,39 @@ def fuzz(name: str, seconds: float, findings: Path) -> None:
         reader, seeds = readers(folder)[name]
         from firstlight.errors import InputError
 
+        end, count = time.process_time() + seconds, 0
+
         def once(data: bytes) -> None:
+            nonlocal count
+            if time.process_time() > end:
+                print(json.dumps({"executions": count}), flush=True)
+                stack.close()
+                os._exit(0)  # libFuzzer knows no other end than its own clock
+            count += 1
             with contextlib.suppress(InputError):
                 reader(data)
 
+        findings.mkdir(parents=True, exist_ok=True)
         for data in seeds:
             once(data)
-        findings.mkdir(parents=True, exist_ok=True)
         if atheris is None:
-            print(json.dumps({"executions": _at_random(once, seeds, seconds, findings, name)}))
-            return
+            _at_random(once, seeds, findings / name.replace(" ", "-"))
         corpus = folder / "corpus"
         corpus.mkdir()
         for number, data in enumerate(seeds):
             (corpus / str(number)).write_bytes(data)
         options = (
-            *(f"-max_total_time={int(seconds)}", "-print_final_stats=1", "-rss_limit_mb=4096"),
-            *("-timeout=20", f"-artifact_prefix={findings}/{name.replace(' ', '-')}-", str(corpus)),
+            *("-rss_limit_mb=4096", "-timeout=60"),
+            *(f"-artifact_prefix={findings}/{name.replace(' ', '-')}-", str(corpus)),
         )
         atheris.Setup([sys.argv[0], *options], once)
-        atheris.Fuzz()  # ends the process
+        atheris.Fuzz()
 
 
-def _at_random(once: Reader, seeds: list[bytes], seconds: float, findings: Path, name: str) -> int:
-    """Change inputs at random; raise what a reader raised, and keep its input."""
-    draw, end, count = random.Random(0), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
+def _at_random(once: Callable[[bytes], None], seeds: list[bytes], finding: Path) -> NoReturn:
+    """Change inputs at random until `once` ends the process; raise what it raised, and keep its input."""
+    draw = random.Random(0)
+    while True:
         data = bytearray(draw.choice(seeds))
         for _ in range(draw.choice((1, 2, 4, 16))):
             place = draw.randrange(len(data) + 1)
@@ -217,16 +282,14 @@ def _at_random(once: Reader, seeds: list[bytes], seconds: float, findings: Path,
         try:
             once(bytes(data))
         except BaseException:
-            (findings / f"{name.replace(' ', '-')}-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+            Path(f"{finding}-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
             raise
-        count += 1
-    return count
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("name", choices=NAMES, help="the reader")
-    options.add_argument("seconds", type=float)
+    options.add_argument("seconds", type=float, help="of a processor")
     options.add_argument("findings", type=Path, help="folder for inputs that failed")
     arguments = options.parse_args()
     fuzz(arguments.name, arguments.seconds, arguments.findings)

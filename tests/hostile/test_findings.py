@@ -26,6 +26,20 @@ CASES = {
     "a zip of one byte": ("archives", b"P"),
     "a number of 400 digits in a summary": ("summary", b'{"test_accuracy": ' + b"9" * 400 + b"}"),
     "an infinite width": ("recipes", b'{"name": "x", "data": {"type": "Shapes"}, "model": {"width": 1e999}}'),
+    "an infinite count in a learning curve": (
+        "head",
+        b'{"strength": 1, "accuracy": 1, "mirror": true, "mirror_accuracies": null, "curve": [[1e999, 0.5]]}',
+    ),
+    "a cell of a sweep that is a list": ("sweep", b'{"cells": [[1, 2]]}'),
+    "a setting of a sweep that is a number": (
+        "sweep",
+        b'{"cells": [{"values": {"width": 4}, "seed": 0, "folder": "a"}]}',
+    ),
+    "cells of a sweep with other settings each": (
+        "sweep",
+        b'{"cells": [{"values": {"a": "4"}, "seed": 0, "folder": "a"},'
+        b' {"values": {"b": "4"}, "seed": 0, "folder": "b"}]}',
+    ),
     "a NUL in a table": ("tables of names", b"index,name\n\0,\0\n"),
     "a quote that never ends": ("tables of labels", b'file,label\n"' + b"x" * 200_000),
     "an index of other digits": ("tables of names", "index,name\n٣,x\n²,y\n".encode()),

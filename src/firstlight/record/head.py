@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from firstlight.errors import InputError
+from firstlight.errors import printable
 from firstlight.record.run_folder import RunFolder
+from firstlight.record.values import MOST_COUNT, read
 from firstlight.training.head import HeadFit, Point
 from firstlight.training.tuning import Rehearsal
 
@@ -29,6 +29,15 @@ class HeadFacts:
     tuning: Rehearsal | None = None
 
 
+@dataclass(frozen=True)
+class _Kept:
+    strength: float
+    accuracy: float
+    mirror: bool
+    mirror_accuracies: tuple[float, float] | None
+    curve: tuple[tuple[float, float], ...]
+
+
 def write_head(folder: RunFolder, fit: HeadFit, tuning: Rehearsal | None = None) -> None:
     """Keep what cross-validation said, and held-out images of tuning where blocks were tuned."""
     folder.write_json(
@@ -48,16 +57,15 @@ def read_head(folder: RunFolder) -> HeadFacts | None:
     """Return what `write_head` wrote, None where there is nothing; InputError where it is something else."""
     if not folder.has(HEAD):
         return None
-    values: dict[str, Any] = folder.read_json(HEAD)
-    try:
-        pair, tuning = values["mirror_accuracies"], values.get("tuning")  # older folders have none
-        return HeadFacts(
-            float(values["strength"]),
-            float(values["accuracy"]),
-            bool(values["mirror"]),
-            None if pair is None else (float(pair[0]), float(pair[1])),
-            tuple(Point(int(images), float(accuracy)) for images, accuracy in values["curve"]),
-            tuning and Rehearsal(float(tuning["before"]), float(tuning["after"]), bool(tuning["better"])),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{folder.path / HEAD} is damaged: {error}") from None
+    values, where = folder.read_json(HEAD), printable(folder.path / HEAD)
+    share = dict.fromkeys(("accuracy", "mirror_accuracies", "before", "after"), (0.0, 1.0))
+    kept = read(_Kept, values, where, {**share, "strength": (0, 1e300), "curve": (0, MOST_COUNT)})
+    tuning = values.get("tuning")  # folders of an earlier version have none
+    return HeadFacts(
+        kept.strength,
+        kept.accuracy,
+        kept.mirror,
+        kept.mirror_accuracies,
+        tuple(Point(int(images), accuracy) for images, accuracy in kept.curve),
+        None if tuning is None else read(Rehearsal, tuning, f"{where}: tuning", share),
+    )

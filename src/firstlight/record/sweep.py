@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from firstlight.errors import InputError
+from firstlight.errors import InputError, printable
 from firstlight.insight.comparison import SIGNIFICANCE
 from firstlight.insight.intervals import Spread, holm, paired_p_value
 from firstlight.record.run_folder import RunFolder
+from firstlight.record.values import MOST_COUNT, read
 
 SWEEP = "sweep.json"
 """In the outer folder: which settings and seeds were asked for, and what came out of each so far."""
@@ -39,13 +40,14 @@ class Cell:
     test_accuracy_tta: float | None = None
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read a row of a sweep's file; what this version does not know is left out."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        try:
-            return cls(**{name: values[name] for name in names if name in values})
-        except TypeError:
-            raise InputError(f"a row of {SWEEP} lacks its values, seed or folder") from None
+    def from_json(cls, row: Any, where: str) -> Self:
+        """Read a row of a sweep's file; what this version does not know is left out.
+
+        where: names the row, for the InputError where a value is of the wrong kind or beyond its bounds.
+        """
+        bounds = {"seed": (0, 2**63 - 1), "threads": (0, MOST_COUNT), "train_seconds": (0, MOST_COUNT)}
+        bounds |= dict.fromkeys(("validation_accuracy", "test_accuracy", "test_accuracy_tta"), (0, 1))
+        return read(cls, row, where, bounds)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ class Sweep:
         rows = folder.read_json(SWEEP).get("cells")
         if not isinstance(rows, list):
             raise InputError(f"{folder.path / SWEEP} holds no cells")
-        return cls(folder.path, tuple(Cell.from_json(row) for row in rows))
+        where = printable(folder.path / SWEEP)
+        return cls(
+            folder.path,
+            tuple(Cell.from_json(row, f"cell {number} of {where}") for number, row in enumerate(rows, 1)),
+        )
 
     @cached_property
     def fixed(self) -> dict[str, str]:
@@ -216,9 +222,11 @@ def fixed(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
     first = settings[0] if settings else {}
     if all(values == first for values in settings):
         return {}
-    return {key: value for key, value in first.items() if all(values[key] == value for values in settings)}
+    return {
+        key: value for key, value in first.items() if all(values.get(key) == value for values in settings)
+    }
 
 
 def words(values: Mapping[str, str]) -> str:
     """Write a setting as a shell takes it."""
-    return " ".join(f"{key}={value}" for key, value in values.items()) or "as the recipe is"
+    return printable(" ".join(f"{key}={value}" for key, value in values.items())) or "as the recipe is"

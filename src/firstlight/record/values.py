@@ -93,7 +93,7 @@ def shown(value: object, most: int = _SHOWN) -> str:
 def read(kind: type[_T], values: Any, where: str, bounds: Bounds | None = None) -> _T:
     """Make a dataclass of plain values, each checked by the type of its field; others are passed over.
 
-    kind: its fields are int, float, bool, str, a tuple of these, or one of these or None. where: names what
+    kind: its fields are int, float, bool, str, a tuple of these, one of these or None, or texts by name. where: names what
     holds the values, for the message. bounds: of its numbers; a number without them only has to be finite,
     and an infinite bound lets every number in, NaN too.
     """
@@ -120,6 +120,10 @@ def value_of(hint: Any, value: Any, name: str, bounds: tuple[float, float]) -> A
         hint = kinds[0]
     if typing.get_origin(hint) is tuple:
         return _tuple_of(typing.get_args(hint), value, name, bounds)
+    if typing.get_origin(hint) is Mapping:
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            raise InputError(f"{name} is {shown(repr(value))}, where texts by name belong")
+        return value
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     fits = {
         bool: isinstance(value, bool),
