@@ -93,9 +93,9 @@ def shown(value: object, most: int = _SHOWN) -> str:
 def read(kind: type[_T], values: Any, where: str, bounds: Bounds | None = None) -> _T:
     """Make a dataclass of plain values, each checked by the type of its field; others are passed over.
 
-    kind: its fields are int, float, bool, str, a tuple of these, one of these or None, or texts by name. where: names what
-    holds the values, for the message. bounds: of its numbers; a number without them only has to be finite,
-    and an infinite bound lets every number in, NaN too.
+    kind: its fields are int, float, bool, str, a tuple of these, one of these or None, or texts by name.
+    where: names what holds the values, for the message. bounds: of its numbers; a number without them only
+    has to be finite, and an infinite bound lets every number in, NaN too.
     """
     if not isinstance(values, dict):
         raise InputError(f"{where} is {shown(values)}, where an object belongs")
