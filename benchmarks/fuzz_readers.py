@@ -254,7 +254,8 @@ def fuzz(name: str, seconds: float, findings: Path) -> None:
         for number, data in enumerate(seeds):
             (corpus / str(number)).write_bytes(data)
         options = (
-            *("-rss_limit_mb=4096", "-timeout=60"),
+            # The timeout is by the clock, which goes on while a process waits for a core.
+            *("-rss_limit_mb=4096", "-timeout=1200", "-report_slow_units=1200"),
             *(f"-artifact_prefix={findings}/{name.replace(' ', '-')}-", str(corpus)),
         )
         atheris.Setup([sys.argv[0], *options], once)

@@ -16,7 +16,7 @@ import torch
 from folders import folder, picture
 from PIL import Image
 
-from firstlight.data import folder_files, folder_pixels, image_files
+from firstlight.data import folder_files, folder_picture, image_files
 from firstlight.data.folder import Folder
 from firstlight.data.folder_files import Picture, list_folder
 from firstlight.data.folder_split import held_out
@@ -442,7 +442,7 @@ def test_a_decoder_that_fails_in_its_own_way_costs_one_picture(
             raise KeyError("chunk\n9")
         return open_upright(path, side)
 
-    monkeypatch.setattr(folder_pixels, "open_upright", read)
+    monkeypatch.setattr(folder_picture, "open_upright", read)
     train, test = load(folder(tmp_path, {"a": 5, "b": 5}))
     assert len(train) + len(test) == 8
     assert any("a/3.png: KeyError: 'chunk\\n9'" in note for note in train.notes)
@@ -470,7 +470,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return open_upright(path, side)
 
-    monkeypatch.setattr(folder_pixels, "open_upright", read)
+    monkeypatch.setattr(folder_picture, "open_upright", read)
     return names
 
 
@@ -605,7 +605,7 @@ def test_a_passing_error_of_the_disk_is_not_remembered(
         return open_upright(path, side)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_pixels, "open_upright", fail)
+        patch.setattr(folder_picture, "open_upright", fail)
         assert sum(map(len, load(root))) == 8
     assert sum(map(len, load(root))) == 10
 

@@ -9,7 +9,7 @@ import pytest
 from folders import scene
 from PIL import Image, ImageOps
 
-from firstlight.data import folder_pixels
+from firstlight.data import folder_picture
 from firstlight.data.folder import Folder
 from firstlight.data.image_files import open_upright
 
@@ -84,6 +84,6 @@ def test_a_picture_is_decoded_once_for_pixels_and_split(
         names.append(str(path))
         return open_upright(path, side)
 
-    monkeypatch.setattr(folder_pixels, "open_upright", read)
+    monkeypatch.setattr(folder_picture, "open_upright", read)
     Folder(bursts(tmp_path)).load()
     assert len(names) == len({*names}) == 60

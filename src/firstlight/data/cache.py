@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tokenize
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,6 +130,14 @@ def npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
             raise ValueError(f"{path} has a header of version {version}")
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
         return shape, by_columns, dtype, file.tell()
+
+
+def npy_header_of(shape: tuple[int, ...]) -> bytes:
+    """Return the header of a .npy file of uint8 values; of as many bytes whatever the first size is."""
+    header = io.BytesIO()
+    values = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, values)
+    return header.getvalue()
 
 
 @contextmanager

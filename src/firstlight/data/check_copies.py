@@ -12,7 +12,8 @@ from PIL import Image
 
 from firstlight.data.findings import Finding
 from firstlight.data.folder_files import Picture
-from firstlight.data.folder_pixels import Pixels, quiet
+from firstlight.data.folder_picture import quiet
+from firstlight.data.folder_pixels import Pixels
 from firstlight.data.image_files import open_upright
 from firstlight.data.near_duplicates import Pair, groups_of, near_pairs
 from firstlight.data.picture_facts import PictureFacts, untwisted

@@ -151,13 +151,15 @@ class Folder:
             is_divided = any(picture.part for picture in pictures)
             why = "it cannot be read" if is_divided else "no class has two different pictures"
             raise InputError(f"{printable(root)} gives no test image: {why}", "Add pictures of each class.")
-        mean, std = statistics(pixels.rows, torch.tensor(train))
+        order = torch.tensor(train), torch.tensor(test)
+        mean, std = statistics(pixels.rows, order[0])
         unreadable = [(index, reason) for index, reason in enumerate(pixels.reasons) if reason]
         notes += _duplicates(pictures, pixels.digests, train, test)
         facts = Facts(train, test, unreadable, list(mean), list(std), side, median, notes)
-        if pixels.is_final:
-            return cache.save(pixels.rows, facts)
-        return pixels.rows.index_select(0, torch.tensor([*train, *test])), facts
+        digest = cache.write(pixels.rows, *order) if pixels.is_final else None
+        if digest is None:
+            return pixels.rows.index_select(0, torch.cat(order)), facts
+        return cache.keep(digest, facts)
 
     def _held_out(
         self, pictures: Sequence[Picture], pixels: Pixels, readable: Sequence[int]

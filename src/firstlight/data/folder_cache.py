@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from firstlight.data.cache import ArrayCache, whole
+from firstlight.data.cache import ArrayCache, npy_header_of, stamps, whole
 from firstlight.data.images import Images
 from firstlight.data.stored import StoredImages
 from firstlight.data.windows import most_held
@@ -57,10 +60,7 @@ class FolderCache:
     key: str
 
     def load(self) -> tuple[Images, Facts] | None:
-        """Return rows and facts, or None where they are missing, damaged, or of other pictures.
-
-        Rows are mapped, or stored where they exceed the memory for them.
-        """
+        """Return rows and facts, or None where they are missing, damaged, or of other pictures."""
         try:
             sha256, _, text = (self._entry / _FACTS).read_bytes().partition(b"\n")
             if sha256.decode() != hashlib.sha256(text).hexdigest():
@@ -72,39 +72,51 @@ class FolderCache:
             facts = Facts(**values)
             if arrays is None:
                 return None
-            if arrays["images"].nbytes > most_held():
-                return StoredImages.open(self._entry / "images.npy"), facts
+            return self._opened(arrays["images"]), facts
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return torch.from_numpy(arrays["images"]), facts
 
     @property
     def parts(self) -> Path:
         """The folder in which very many pictures are read."""
         return self.folder / f"reading-{self.key[:16]}"
 
-    def save(self, rows: Images, facts: Facts) -> tuple[Images, Facts]:
-        """Save the rows of `facts`, train then test; return them as `load`, or as they are if that fails."""
-        order = torch.tensor([*facts.train, *facts.test])
+    def write(self, rows: Images, train: Tensor, test: Tensor) -> str | None:
+        """Write rows, those of `train` first; return their digest as `cache.digest`, or None if that fails.
+
+        Stored rows are moved in their file, and cannot be read from it any more.
+        """
+        shape = (len(train) + len(test), *rows.shape[1:])
+        sha = hashlib.sha256(f"images {_TYPE} {shape}\n".encode())
         try:
-            shape = (len(order), *rows.shape[1:])
-            sha = hashlib.sha256(f"images {_TYPE} {shape}\n".encode())  # as `cache.digest`
-            with whole(self._entry / "images.npy") as path, path.open("xb") as file:
-                header = {"descr": _TYPE, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for start in range(0, len(order), _WRITTEN_AT_ONCE):
-                    part = rows[order[start : start + _WRITTEN_AT_ONCE]].numpy().tobytes()
-                    sha.update(part)
-                    file.write(part)
-            values = {"key": self.key, "digest": sha.hexdigest(), **asdict(facts)}
+            if isinstance(rows, StoredImages):
+                self._entry.mkdir(parents=True, exist_ok=True)
+                rows.put_in_order(train, test, sha.update).replace(self._images)
+            else:
+                with whole(self._images) as path, path.open("xb") as file:
+                    file.write(npy_header_of(shape))
+                    for part in torch.cat([train, test]).split(_WRITTEN_AT_ONCE):
+                        pixels = rows[part].numpy().data
+                        sha.update(pixels)
+                        file.write(pixels)
+        except OSError:
+            return None
+        return sha.hexdigest()
+
+    def keep(self, digest: str, facts: Facts) -> tuple[Images, Facts]:
+        """Keep the facts of rows that `write` wrote, by their digest; return them as `load` does."""
+        with suppress(OSError):
+            ArrayCache(self._entry, ("images",), digest).set_verified(stamps([self._images]))
+            text = json.dumps({"key": self.key, "digest": digest, **asdict(facts)}).encode()
             with whole(self._entry / _FACTS) as path:
-                text = json.dumps(values).encode()
                 path.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             self._remove_old()
             shutil.rmtree(self.parts, ignore_errors=True)
-        except OSError:
-            return rows.index_select(0, order), facts
-        return self.load() or (rows.index_select(0, order), facts)
+        return self._opened(np.lib.format.open_memmap(self._images, mode="c")), facts
+
+    def _opened(self, mapped: npt.NDArray[np.uint8]) -> Images:
+        """Return rows as they were mapped, or stored where they exceed the memory for them."""
+        return StoredImages.open(self._images) if mapped.nbytes > most_held() else torch.from_numpy(mapped)
 
     def _remove_old(self) -> None:
         entries = [path for path in self.folder.iterdir() if (path / _FACTS).is_file()]
@@ -115,3 +127,7 @@ class FolderCache:
     @property
     def _entry(self) -> Path:
         return self.folder / self.key[:16]
+
+    @property
+    def _images(self) -> Path:
+        return self._entry / "images.npy"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import os
@@ -26,9 +25,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from firstlight.data.cache import npy_header, whole
+from firstlight.data.cache import npy_header, npy_header_of, whole
 from firstlight.data.folder_files import Picture
-from firstlight.data.folder_pixels import THUMBNAIL, Pixels, Rows
+from firstlight.data.folder_picture import THUMBNAIL, Rows
+from firstlight.data.folder_pixels import Pixels
 from firstlight.data.folder_worker import Files, say
 from firstlight.data.stored import StoredImages
 from firstlight.errors import RunFailed, printable
@@ -40,7 +40,15 @@ _PART = 1024
 _PROCESS_BYTES = 2**30
 """Memory for each process: a picture of the largest size that is read takes half of it."""
 _AGAIN = "The same command goes on where it stopped."
-_START = "from firstlight.data.folder_worker import work; work()"
+# The room's own module imports every source and torch with them, which takes a second: it is stood in for.
+_START = """
+import sys, types, firstlight
+room = types.ModuleType("firstlight.data")
+room.__path__ = [f"{firstlight.__path__[0]}/data"]
+sys.modules[room.__name__] = room
+from firstlight.data.folder_worker import work
+work()
+"""
 
 
 def read_in_parts(
@@ -123,17 +131,15 @@ def _make_npy(path: Path, shape: tuple[int, ...]) -> None:
     with contextlib.suppress(OSError, ValueError):
         if npy_header(path)[0] == shape:
             return
-    header = io.BytesIO()
-    values = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, values)
     size = math.prod(shape)
-    if shutil.disk_usage(path.parent).free < 2 * size:
-        need, free = 2 * size / 2**30, shutil.disk_usage(path.parent).free / 2**30
+    if shutil.disk_usage(path.parent).free < 1.5 * size:
+        need, free = 1.5 * size / 2**30, shutil.disk_usage(path.parent).free / 2**30
         message = f"reading these pictures takes {need:.3g} GB of disk, and {path.parent} has {free:.3g} GB"
         raise RunFailed(printable(message), "Make room, or set FIRSTLIGHT_CACHE to a folder that has it.")
     with whole(path) as temporary, temporary.open("xb") as file:
-        file.write(header.getvalue())
-        file.truncate(len(header.getvalue()) + size)
+        header = npy_header_of(shape)
+        file.write(header)
+        file.truncate(len(header) + size)
 
 
 def _part(path: Path, files: Files, first: int) -> Mapping[str, Any] | None:

@@ -7,40 +7,33 @@ import inspect
 import os
 import statistics
 import tempfile
-import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from firstlight.data import image_files, image_formats, image_metadata, image_modes
 from firstlight.data.folder_files import Picture
-from firstlight.data.image_files import open_upright, pixels_of, size_of
+from firstlight.data.folder_picture import THUMBNAIL, Result, Rows, quiet, read_picture
+from firstlight.data.image_files import size_of
 from firstlight.data.images import Images
-from firstlight.data.near_duplicates import SIDE
-from firstlight.errors import InputError, printable
 
 SIDES = (32, 64, 96, 128, 160, 224)
 """Sides from which one is chosen."""
 _MEASURED = 500  # pictures of which the size is read to choose a side
 _MOST_THREADS = 4  # each may hold a picture of the largest size that is read, about 0.5 GB
 _AT_ONCE = 256
-THUMBNAIL = (3, SIDE, SIDE)
-"""Shape of a thumbnail."""
-
-Rows = npt.NDArray[np.uint8]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -58,17 +51,6 @@ class Pixels:
     reasons: list[str]
     is_final: bool
     thumbnails: Rows
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of reading one picture; no row where it could not be read."""
-
-    row: Rows | None
-    digest: str
-    reason: str = ""
-    is_final: bool = True
-    thumbnail: Rows | None = None
 
 
 def reading_rule() -> str:
@@ -138,68 +120,27 @@ def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[Resul
             total=len(pictures), desc="reading", unit=" pictures", delay=2, disable=None, leave=False
         ) as bar,
     ):
-        rest = iter(pictures)
-        waiting = deque(pool.submit(read, picture) for picture in islice(rest, _AT_ONCE))
-        while waiting:
-            result = waiting.popleft().result()
-            # One more for each that is taken: no thread waits, and memory stays bounded.
-            waiting.extend(pool.submit(read, picture) for picture in islice(rest, 1))
+        for result in in_order(pool, read, pictures, _AT_ONCE):
             bar.update()
             yield result
 
 
-def read_picture(picture: Picture, shape: tuple[int, int, int], fit: str) -> Result:
-    """Return a picture of that shape, and its thumbnail."""
-    digest = picture.name  # a file that cannot be read is like no other
-    try:
-        with picture.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        # Decoded once, for both.
-        upright = open_upright(picture.path, max(*shape[1:], SIDE))
-        row = pixels_of(upright, shape, fit).numpy()
-        is_small = (shape, fit) == (THUMBNAIL, "stretch")
-        thumbnail = row if is_small else _thumbnail(upright)
-        return Result(row, digest, thumbnail=thumbnail)
-    except InputError as error:
-        cause = error.__context__
-        is_final = not (isinstance(cause, OSError) and cause.errno)
-        return Result(None, digest, _reason(error.message, picture.path), is_final)
-    except OSError as error:
-        return Result(None, digest, printable(error.strerror or error), is_final=False)
-    except Exception as error:  # decoders raise more than they document, and one file must not end the job
-        return Result(
-            None, digest, printable(f"{type(error).__name__}: {error}"), not isinstance(error, MemoryError)
-        )
+def in_order(
+    pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """Yield what `work` makes of each item; so many are worked on or done before they are taken.
 
-
-def _thumbnail(upright: Image.Image) -> Rows:
-    """Return a picture as uint8 3×32×32, whatever its shape; averaged first to twice that, for speed."""
-    small = upright.convert("RGB").resize(THUMBNAIL[:0:-1], Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.ascontiguousarray(np.array(small).transpose(2, 0, 1))
-
-
-def _reason(message: str, path: Path) -> str:
-    """Return the reader's message without the path, which stands beside it in a list."""
-    name = printable(path)
-    for words in (f"cannot read {name}: ", f"cannot decode {name}, ", f"{name} is ", name):
-        message = message.removeprefix(words)
-    return printable(message.replace("\n", " ").strip())
+    One more for each that is taken: no thread waits, and memory stays bounded.
+    """
+    rest = iter(items)
+    waiting = deque(pool.submit(work, item) for item in islice(rest, ahead))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
+        yield result
 
 
 def threads() -> int:
     """Return on how many threads pictures are read."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_THREADS)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide Pillow's warnings; that of a picture too large for the memory is an error.
-
-    The reader sets that filter too, but threads that set and restore filters disturb each other: this one
-    holds for as long as they run.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield

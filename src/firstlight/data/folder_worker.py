@@ -18,7 +18,7 @@ import numpy as np
 
 from firstlight.data.cache import npy_header, whole
 from firstlight.data.folder_files import Picture
-from firstlight.data.folder_pixels import THUMBNAIL, quiet, read_picture
+from firstlight.data.folder_picture import THUMBNAIL, quiet, read_picture
 
 _SAID_AT_ONCE = 32
 

@@ -13,12 +13,11 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from firstlight.data.image_formats import (
     HEAD_BYTES,
@@ -35,6 +34,9 @@ from firstlight.data.image_formats import (
 from firstlight.data.image_metadata import orientation, without_metadata
 from firstlight.data.image_modes import GROUND, grey_or_rgb
 from firstlight.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FITS = ("crop", "pad", "stretch")
 MOST_DECODED = 120_000_000
@@ -66,19 +68,19 @@ def read_image(path: Path, shape: tuple[int, int, int], fit: str = "crop") -> Te
     the rest with white, "stretch" takes the whole picture and changes its aspect.
     Raises InputError, naming the file, where it is no readable picture.
     """
+    import torch  # takes a second, which a process that only decodes is spared
+
     _check(shape, fit)
-    return pixels_of(open_upright(path, max(shape[1:])), shape, fit)
+    return torch.from_numpy(pixels_of(open_upright(path, max(shape[1:])), shape, fit))
 
 
-def pixels_of(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> Tensor:
+def pixels_of(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> npt.NDArray[np.uint8]:
     """Return an upright picture as uint8 C×H×W; `read_image` reads it with least_side = max(H, W)."""
     _check(shape, fit)
     channels, height, width = shape
     picture = picture.convert("L" if channels == 1 else "RGB")
     pixels = np.array(_fitted(picture, (width, height), fit))
-    # Not by torch: its threads would wait for each other in each of those that read pictures.
-    pixels = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return torch.from_numpy(pixels)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _check(shape: tuple[int, int, int], fit: str) -> None:

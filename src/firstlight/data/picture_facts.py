@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from firstlight.data.folder_files import Picture
-from firstlight.data.folder_pixels import quiet, threads
+from firstlight.data.folder_picture import quiet
+from firstlight.data.folder_pixels import threads
 from firstlight.data.image_files import TURNS
 from firstlight.data.image_formats import (
     AVIF,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from firstlight.data.cache import npy_header
-from firstlight.errors import printable
+from firstlight.data.cache import npy_header, npy_header_of
+from firstlight.data.folder_pixels import in_order
+from firstlight.errors import RunFailed, printable
+
+_MOVED_AT_ONCE = 256
 
 
 class StoredImages:
@@ -78,6 +84,45 @@ class StoredImages:
         """Read all images into memory."""
         return self[:].to(device)
 
+    def put_in_order(self, first: Tensor, then: Tensor, seen: Callable[[memoryview], object]) -> Path:
+        """Move images in their file: those of `first`, which ascend, then those of `then`, and no others.
+
+        It takes no room beyond that of `then`. seen: is called with the bytes of all, in their new order.
+        Returns the file; these images can be read no more. Raises OSError before anything was moved, and
+        RunFailed after that.
+        """
+        path, size, count = self._file.path, self._image.numel(), len(first) + len(then)
+        header = npy_header_of((count, *self._image))
+        if len(header) != self._file.offset:
+            raise OSError(errno.EINVAL, "a header of another length", str(path))
+        with (
+            tempfile.TemporaryFile(dir=path.parent) as aside,
+            path.open("r+b") as file,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            for rows in then.split(_MOVED_AT_ONCE):
+                aside.write(self[rows].numpy().data)
+            aside.flush()
+            try:
+                file.seek(self._file.offset)
+                # An image moves towards the beginning, so what is read ahead was not written over.
+                for images in in_order(pool, self.__getitem__, first.split(_MOVED_AT_ONCE), 2):
+                    seen(images.numpy().data)
+                    file.write(images.numpy().data)
+                aside.seek(0)
+                while part := aside.read(_MOVED_AT_ONCE * size):
+                    seen(memoryview(part))
+                    file.write(part)
+                file.truncate()
+                file.seek(0)
+                file.write(header)
+            except OSError as error:
+                reason = printable(error.strerror or error)
+                raise RunFailed(
+                    f"cannot write {printable(path)}: {reason}", "The same command begins anew."
+                ) from error
+        return path
+
 
 class _File:
     """A file from which threads may read, closed with the last of the images that need it.
@@ -88,16 +133,16 @@ class _File:
     def __init__(self, path: Path, offset: int) -> None:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, handle)
-        self._path, self._offset, self._lock = path, offset, threading.Lock()
+        self.path, self.offset, self._lock = path, offset, threading.Lock()
         self._raw = io.FileIO(handle, closefd=False)
 
     def read(self, position: int, view: memoryview) -> None:
         """Fill a view from a position behind the header."""
         with self._lock:
-            self._raw.seek(self._offset + position)
+            self._raw.seek(self.offset + position)
             done = 0
             while done < len(view):
                 count = self._raw.readinto(view[done:])
                 if not count:
-                    raise OSError(f"{printable(self._path)} ends early")
+                    raise OSError(f"{printable(self.path)} ends early")
                 done += count

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from firstlight.data.folder_pixels import quiet, threads
+from firstlight.data.folder_picture import quiet
+from firstlight.data.folder_pixels import threads
 from firstlight.data.image_files import open_upright
 from firstlight.errors import InputError
 

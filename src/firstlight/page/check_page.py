@@ -11,7 +11,7 @@ from typing import Any
 from firstlight.data.check import Check
 from firstlight.data.findings import Finding
 from firstlight.data.folder import listed
-from firstlight.data.folder_pixels import quiet
+from firstlight.data.folder_picture import quiet
 from firstlight.data.whole_pictures import small_jpeg
 from firstlight.errors import InputError, printable
 from firstlight.page.page import templates

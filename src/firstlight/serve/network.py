@@ -71,7 +71,7 @@ class Network:
         """
         _, height, width = self.data.shape
         picture = read_upright(io.BytesIO(data), question.name, max(height, width))
-        pixels = pixels_of(picture, self.data.shape, self.fit)[None]
+        pixels = torch.from_numpy(pixels_of(picture, self.data.shape, self.fit))[None]
         row = probabilities(self._fast, pixels, self.data)[0]
         images = normalise(pixels, self.data.mean, self.data.std)
         order = row.argsort(descending=True).tolist()
