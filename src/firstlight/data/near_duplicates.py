@@ -78,13 +78,14 @@ def _candidates(thumbnails: Bytes) -> Iterator[tuple[Indices, Indices]]:
         block = thumbnails[start : start + _BLOCK].astype(np.float32)
         grey[start : start + _BLOCK], colours[start : start + _BLOCK] = block.mean(1), block.mean((2, 3))
     busy = np.flatnonzero(grey.std((1, 2)) >= _LEAST_CONTRAST)
-    straight, mirrored = _signatures(grey[busy]), _signatures(grey[busy][:, :, ::-1])
+    straight = _signatures(grey[busy])
+    mirrored = straight.reshape(-1, _CELLS, _CELLS)[:, :, ::-1].reshape(straight.shape)
     pixels = _normalised(grey[busy].reshape(-1, SIDE * SIDE))
     for start in range(0, len(busy), _BLOCK):
         block = straight[start : start + _BLOCK]
         alike = block @ straight[start:].T >= _ALIKE_SIGNATURES
         alike |= block @ mirrored[start:].T >= _ALIKE_SIGNATURES
-        rows, columns = np.nonzero(alike)
+        rows, columns = np.divmod(np.flatnonzero(alike), alike.shape[1])  # np.nonzero takes 20 times as long
         rows, columns = rows[rows < columns], columns[rows < columns]
         for at in range(0, len(rows), _BLOCK):
             first, second = start + rows[at : at + _BLOCK], start + columns[at : at + _BLOCK]
@@ -114,7 +115,8 @@ def _alike(one: Bytes, other: Bytes) -> npt.NDArray[np.bool_]:
 def _signatures(grey: Floats) -> Floats:
     """Return the means of 8×8 cells, N×64, each of mean 0 and length 1."""
     size = SIDE // _CELLS
-    return _normalised(grey.reshape(-1, _CELLS, size, _CELLS, size).mean((2, 4)).reshape(-1, _CELLS * _CELLS))
+    rows = grey.reshape(-1, _CELLS, size, SIDE).sum(2)  # in two steps, each along what lies together
+    return _normalised(rows.reshape(-1, _CELLS * _CELLS, size).sum(2))
 
 
 def _normalised(rows: Floats) -> Floats:
