@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +19,7 @@ from filelock import FileLock
 from folders import folder, picture
 
 from firstlight.data import folder as folder_source
-from firstlight.data import folder_parts
+from firstlight.data import folder_cache, folder_parts, stored
 from firstlight.data.folder import Folder
 from firstlight.data.images import ImageSet
 from firstlight.data.stored import StoredImages
@@ -104,6 +106,71 @@ def test_parts_that_were_read_whole_are_not_read_again(
     monkeypatch.setattr(folder_parts, "_read", counted)
     assert [facts(each) for each in Folder(root).load()] == [facts(each) for each in expected]
     assert given == [5, 15, 20, 25, 30, 35]
+
+
+def test_the_processes_that_read_pictures_import_no_torch() -> None:
+    code = folder_parts._START.replace("work()", "print('torch' in sys.modules)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, env=environment, text=True) == "False\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_a_set_that_was_stopped_while_its_images_were_moved_is_read_again_where_they_were(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(tmp_path / "root", {"a": 30, "b": 30})
+    expected = by_threads(root, monkeypatch)
+    given: list[int] = []
+    read = folder_parts._read
+
+    class Stopping:
+        def __init__(self, sha: Any) -> None:
+            self.sha, self.moved = sha, 0
+
+        def update(self, images: Any) -> None:
+            self.moved += 1
+            if self.moved == 4:
+                raise error
+            self.sha.update(images)
+
+        def hexdigest(self) -> str:
+            return str(self.sha.hexdigest())
+
+    def counted(tasks: Any, *others: Any) -> None:
+        given.extend(task["first"] for task in tasks)
+        read(tasks, *others)
+
+    monkeypatch.setattr(folder_parts, "_read", counted)
+    monkeypatch.setattr(stored, "_MOVED_AT_ONCE", 4)
+    with monkeypatch.context() as patch:
+        whole = hashlib.sha256
+        patch.setattr(
+            folder_cache.hashlib,
+            "sha256",
+            lambda data: Stopping(whole(data)) if data.startswith(b"images") else whole(data),
+        )
+        with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunFailed):
+            Folder(root).load()
+    assert len(given) == 12
+    given.clear()
+    assert [facts(each) for each in Folder(root).load()] == [facts(each) for each in expected]
+    assert 0 < len(given) < 6, "only what was written over is read again"
+
+
+def test_without_room_to_move_them_images_are_read_from_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(tmp_path / "root", COUNTS)
+    expected = by_threads(root, monkeypatch)
+
+    def full(**_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored.tempfile, "TemporaryFile", full)
+        assert [facts(each) for each in Folder(root).load()] == [facts(each) for each in expected]
+    assert [facts(each) for each in Folder(root).load()] == [facts(each) for each in expected]
 
 
 def test_a_killed_reading_goes_on_and_leaves_no_process_behind(tmp_path: Path) -> None:

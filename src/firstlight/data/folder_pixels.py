@@ -120,20 +120,20 @@ def _results(pictures: Sequence[Picture], side: int, fit: str) -> Iterator[Resul
             total=len(pictures), desc="reading", unit=" pictures", delay=2, disable=None, leave=False
         ) as bar,
     ):
-        for result in in_order(pool, read, pictures, _AT_ONCE):
+        for result in worked_ahead(pool, read, pictures, _AT_ONCE):
             bar.update()
             yield result
 
 
-def in_order(
-    pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+def worked_ahead(
+    pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item], count: int
 ) -> Iterator[_Result]:
     """Yield what `work` makes of each item; so many are worked on or done before they are taken.
 
     One more for each that is taken: no thread waits, and memory stays bounded.
     """
     rest = iter(items)
-    waiting = deque(pool.submit(work, item) for item in islice(rest, ahead))
+    waiting = deque(pool.submit(work, item) for item in islice(rest, count))
     while waiting:
         result = waiting.popleft().result()
         waiting.extend(pool.submit(work, item) for item in islice(rest, 1))

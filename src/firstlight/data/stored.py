@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from firstlight.data.cache import npy_header, npy_header_of
-from firstlight.data.folder_pixels import in_order
+from firstlight.data.folder_pixels import worked_ahead
 from firstlight.errors import RunFailed, printable
 
 _MOVED_AT_ONCE = 256
@@ -106,7 +106,7 @@ class StoredImages:
             try:
                 file.seek(self._file.offset)
                 # An image moves towards the beginning, so what is read ahead was not written over.
-                for images in in_order(pool, self.__getitem__, first.split(_MOVED_AT_ONCE), 2):
+                for images in worked_ahead(pool, self.__getitem__, first.split(_MOVED_AT_ONCE), 2):
                     seen(images.numpy().data)
                     file.write(images.numpy().data)
                 aside.seek(0)
