@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,10 +126,10 @@ def test_two_windows_at_most_are_in_memory_and_each_is_read_once(stored: ImageSe
     read: list[int] = []
 
     class Counted(StoredImages):
-        def __getitem__(self, index: object) -> torch.Tensor:
-            assert isinstance(index, torch.Tensor) and bool((index.diff() > 0).all()), "as the file has them"
+        def read(self, index: Any, images: Any = None) -> Any:
+            assert bool((np.diff(index) > 0).all()), "as the file has them"
             read.append(len(index))
-            return super().__getitem__(index)
+            return super().read(index, images)
 
     images = Counted.__new__(Counted)
     vars(images).update(vars(stored.images))
