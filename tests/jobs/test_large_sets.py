@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from stopped import outcome, quick_report
 from test_ranks import finish
