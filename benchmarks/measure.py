@@ -9,8 +9,9 @@ import argparse
 import csv
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,10 +54,20 @@ def seconds_in_turn(
     return {name: times[warm_up:] for name, times in seconds.items()}
 
 
+@contextmanager
+def own_process(**environment: str) -> Iterator[Callable[..., Any]]:
+    """Give what calls a function of a module in a new interpreter, with variables of its environment.
+
+    It stays the same interpreter until the end, so that several can take turns.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield lambda work, *arguments: pool.submit(_call, environment, work, arguments).result()
+
+
 def in_own_process(work: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
     """Return what a function of a module returns in a new interpreter, with variables of its environment."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_call, environment, work, arguments).result()
+    with own_process(**environment) as call:
+        return call(work, *arguments)
 
 
 def _call(environment: Mapping[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -72,17 +72,15 @@ def large_sets(tables: Tables) -> str:
     newest = {row["images"]: row for row in tables["large_sets"]}
     lines = [
         f"{int(row['images']):,} ({int(row['set_mb']):,} MB) | {row['order']} "
-        f"| {int(row['read_per_processor_second']):,} ({float(row['read_processor_ratio']):.2f}) "
-        f"| {int(row['train_per_processor_second']):,} ({float(row['train_processor_ratio']):.2f}) "
-        f"| {float(row['read_ratio']):.2f}, {float(row['train_ratio']):.2f} "
+        f"| {int(row['read_per_second']):,} ({float(row['read_ratio']):.2f}) "
+        f"| {int(row['train_per_second']):,} ({float(row['train_ratio']):.2f}) "
+        f"| {float(row['read_processor_ratio']):.2f}, {float(row['train_processor_ratio']):.2f} "
         f"| {int(row['anonymous_mb']):,} MB, {int(row['resident_mb']):,} MB"
         for row in newest.values()
     ]
-    titles = (
-        "images (the set) | order | read and augmented a second of processor | trained a second of processor "
-    )
-    titles += "| the same by the clock, to the first row | memory: anonymous, resident"
+    titles = "images (the set) | order | read and augmented a second | trained a second "
+    titles += "| the same by processor time, to the first row | memory: anonymous, resident"
     last = [*newest.values()][-1]
-    where = f"{last['hardware']}, {last['precision']}, {last['threads']} thread, {last['rounds']} rounds, "
+    where = f"{last['hardware']}, {last['precision']}, {last['threads']} threads, {last['rounds']} rounds, "
     where += f"FIRSTLIGHT_MEMORY={last['memory']}"
     return f"{table(titles, lines)}\n\n{where}. In brackets: to the first row."

@@ -1,15 +1,17 @@
 """Images per second and resident memory for 10 thousand, 100 thousand and 1 million images of 32×32.
 
-    python -m benchmarks.speed.large_sets [--counts 10000 100000 1000000] [--memory 1G] [--rounds 3]
-        [--read 1000000] [--trained 100000] [--width 8] [--folder DIR] [--record]
+    python -m benchmarks.speed.large_sets [--counts 10000 100000 1000000] [--memory 1G] [--rounds 5]
+        [--read 85] [--trained 43] [--width 8] [--folder DIR] [--record]
 
 The sets are made from integer arithmetic, in the form of the cache: 3 KB an image. --memory stands for the
 memory of a machine (FIRSTLIGHT_MEMORY): a million exceeds 1 GB and is read in windows, the smaller sets are
-held. Every size has a process of its own, in turn (A B C A B C …), after the system's copy of its file is
-dropped, so that the disk is read. Each process reads and augments --read images, then trains a narrow network
-(the assignment's, --width) with --trained images, both over as many epochs as that takes. Medians are taken,
-by the clock and by the processor time of all its threads, which other work on the machine disturbs less.
-Memory is the most that /proc/self/status showed: anonymous, and resident with files and libraries.
+held. Every size has a process of its own, and the system's copy of its file is dropped at the start, so that
+the disk is read. All processes are there at once and take short turns (A B C A B C …), since the machine
+changes more in a minute than the sizes differ. In a turn of the first rounds each reads and augments --read
+batches; in those of the second it also trains a narrow network (the assignment's, --width), with --trained
+batches. A ratio is the median, over the rounds, of a size's speed to that of the first in the same round.
+Speeds are by the clock, and by the processor time of all threads. Memory is the most that /proc/self/status
+showed: anonymous, and resident with files and libraries.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_own_process, parser, record
+from benchmarks.measure import own_process, parser, record
 
 CLASSES, BATCH, AT_ONCE = 10, 512, 10_000
+WARM_UP = 20
+"""Batches. No multiple of a window, so that the next one is not read in the turn of another size."""
 
 
 def make(folder: Path, count: int) -> str:
@@ -64,6 +69,14 @@ def make(folder: Path, count: int) -> str:
     return sha.hexdigest()
 
 
+def made(folder: Path, count: int) -> str:
+    """Return the digest of a set in a folder, made where it is not there yet."""
+    path = folder / "sha256.txt"
+    if not path.exists():
+        path.write_text(make(folder, count), encoding="ascii")
+    return path.read_text("ascii")
+
+
 def drop(path: Path) -> None:
     """Let the system forget its copy of a file, so that the disk is read."""
     if hasattr(os, "posix_fadvise"):
@@ -87,125 +100,126 @@ class Memory:
         self.resident = max(self.resident, sizes["VmRSS"])
 
 
-def measure(folder: str, digest: str, read: int, trained: int, width: int) -> dict[str, Any]:
-    """Read and train in this process; return images per second of both, the order, and the memory."""
-    import torch
+class Trial:
+    """Reads and trains in this process, some batches in a turn."""
 
-    from firstlight.data.cache import ArrayCache
-    from firstlight.data.images import ImageSet
-    from firstlight.data.stored import StoredImages
-    from firstlight.data.windows import most_held
-    from firstlight.jobs.job import Job
-    from firstlight.machine.machine import choose
-    from firstlight.recipes import resolve
-    from firstlight.training.loop import train_step
+    def __init__(self, folder: str, digest: str, width: int) -> None:
+        import torch
 
-    arrays = ArrayCache(Path(folder), ("images", "labels"), digest).load()
-    if arrays is None:
-        sys.exit(f"the set in {folder} is damaged")
-    is_held = arrays["images"].nbytes <= most_held()
-    images = torch.from_numpy(arrays["images"]) if is_held else StoredImages.open(Path(folder) / "images.npy")
-    labels, names = torch.from_numpy(arrays["labels"]), range(len(arrays["labels"]))
-    classes = tuple(str(number) for number in range(CLASSES))
-    train = ImageSet(images, labels, classes, (0.46,) * 3, (0.2,) * 3, names)  # type: ignore[arg-type]
-    test = ImageSet(images[:BATCH], labels[:BATCH], classes, train.mean, train.std, names[:BATCH])  # type: ignore[arg-type]
-    rates = {"peak_lr": 0.1, "min_lr": 0.001}
-    recipe = resolve("shapes.demo", width=width, batch_size=BATCH, epochs=100, **rates)
-    job = Job.with_images(train, test, recipe, choose("cpu"))
-    memory = Memory()
+        from firstlight.data.cache import ArrayCache
+        from firstlight.data.images import ImageSet
+        from firstlight.data.stored import StoredImages
+        from firstlight.data.windows import most_held
+        from firstlight.jobs.job import Job
+        from firstlight.machine.machine import choose
+        from firstlight.recipes import resolve
+        from firstlight.training.loop import endless
 
-    @contextmanager
-    def clock(speeds: dict[str, float], name: str, count: int) -> Iterator[None]:
+        arrays = ArrayCache(Path(folder), ("images", "labels"), digest).load()
+        if arrays is None:
+            sys.exit(f"the set in {folder} is damaged")
+        self.bytes = arrays["images"].nbytes
+        is_held = self.bytes <= most_held()
+        path = Path(folder) / "images.npy"
+        images = torch.from_numpy(arrays["images"]) if is_held else StoredImages.open(path)
+        labels, names = torch.from_numpy(arrays["labels"]), range(len(arrays["labels"]))
+        classes = tuple(str(number) for number in range(CLASSES))
+        train = ImageSet(images, labels, classes, (0.46,) * 3, (0.2,) * 3, names)  # type: ignore[arg-type]
+        test = ImageSet(images[:BATCH], labels[:BATCH], classes, train.mean, train.std, names[:BATCH])  # type: ignore[arg-type]
+        rates = {"peak_lr": 0.1, "min_lr": 0.001}
+        recipe = resolve("shapes.demo", width=width, batch_size=BATCH, epochs=100, **rates)
+        self.job, self.memory = Job.with_images(train, test, recipe, choose("cpu")), Memory()
+        self.batches, self.state = endless(self.job.batches), self.job.state()
+
+    def turn(self, kind: str, count: int) -> tuple[float, float]:
+        """Read, or also train with, so many batches; return images per second of the clock and processor."""
+        from firstlight.training.loop import train_step
+
+        objective = self.job.recipe.objective
+        self.state.model.train()
         start, processor = time.perf_counter(), time.process_time()
-        yield
-        speeds[name] = count / (time.perf_counter() - start)
-        speeds[f"{name}_processor"] = count / (time.process_time() - processor)
+        for number in range(count):
+            pixels, labels = next(self.batches)
+            if kind == "train":
+                train_step(self.state, pixels, labels, 0.01, objective, self.job.machine)
+            if number % 20 == 19:
+                self.memory.look()
+        seconds = time.perf_counter() - start, time.process_time() - processor
+        return count * BATCH / seconds[0], count * BATCH / seconds[1]
 
-    def batches(count: int) -> Iterator[Any]:
-        done = epoch = 0
-        while done < count:
-            for batch in job.batches.epoch(epoch):
-                yield batch
-                done += BATCH
-                if done % (20 * BATCH) == 0:
-                    memory.look()
-                if done >= count:
-                    break
-            epoch += 1
+    def facts(self) -> dict[str, Any]:
+        self.memory.look()
+        blocks = self.job.batches.blocks
+        return {
+            "set_mb": round(self.bytes / 2**20),
+            "order": "whole" if blocks is None else f"windows of {blocks.window}",
+            "anonymous_mb": round(self.memory.anonymous / 2**20),
+            "resident_mb": round(self.memory.resident / 2**20),
+        }
 
-    speeds: dict[str, float] = {}
-    with clock(speeds, "read", read):
-        for _ in batches(read):
-            pass
-    state = job.state()
-    state.model.train()
-    with clock(speeds, "train", trained):
-        for pixels, numbers in batches(trained):
-            train_step(state, pixels, numbers, 0.01, recipe.objective, job.machine)
-    memory.look()
-    blocks = job.batches.blocks
-    return {
-        **speeds,
-        "order": "whole" if blocks is None else f"windows of {blocks.window}",
-        "anonymous": memory.anonymous,
-        "resident": memory.resident,
-        "bytes": arrays["images"].nbytes,
-    }
+
+_trials: list[Trial] = []
+"""That of this process."""
+
+
+def begin(folder: str, digest: str, width: int) -> None:
+    _trials.append(Trial(folder, digest, width))
+
+
+def turn(kind: str, count: int) -> tuple[float, float]:
+    return _trials[0].turn(kind, count)
+
+
+def facts() -> dict[str, Any]:
+    return _trials[0].facts()
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     options.add_argument("--memory", default="1G", help="of the machine that is stood for")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--read", type=int, default=1_000_000)
-    options.add_argument("--trained", type=int, default=100_000)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--read", type=int, default=85, help="batches in a turn")
+    options.add_argument("--trained", type=int, default=43, help="batches in a turn")
     options.add_argument("--width", type=int, default=8)
-    options.add_argument(
-        "--folder", type=Path, help="where the sets are made, 4 GB; a temporary one by default"
-    )
+    options.add_argument("--folder", type=Path, help="where the sets are kept, 4 GB; by default they are not")
     arguments = options.parse_args()
-    rows: dict[int, list[dict[str, Any]]] = {count: [] for count in arguments.counts}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        digests = {count: make(Path(folder) / str(count), count) for count in arguments.counts}
-        for _ in range(arguments.rounds):
-            for count, digest in digests.items():
-                drop(Path(folder) / str(count) / "images.npy")
-                work = (str(Path(folder) / str(count)), digest, arguments.read, arguments.trained)
-                rows[count].append(
-                    in_own_process(measure, *work, arguments.width, FIRSTLIGHT_MEMORY=arguments.memory)
-                )
+    counts, speeds = arguments.counts, defaultdict[tuple[int, str], list[tuple[float, float]]](list)
+    with ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        digests = {count: made(folder / str(count), count) for count in counts}
+        calls = {
+            count: stack.enter_context(own_process(FIRSTLIGHT_MEMORY=arguments.memory)) for count in counts
+        }
+        for count, call in calls.items():
+            drop(folder / str(count) / "images.npy")
+            call(begin, str(folder / str(count)), digests[count], arguments.width)
+        for kind, batches in (("read", arguments.read), ("train", arguments.trained)):
+            for call in calls.values():
+                call(turn, kind, WARM_UP)
+            for _ in range(arguments.rounds):
+                for count, call in calls.items():
+                    speeds[count, kind].append(call(turn, kind, batches))
+        found = {count: call(facts) for count, call in calls.items()}
 
     from firstlight.machine.machine import choose
 
-    machine, first = choose("cpu"), rows[arguments.counts[0]]
-    for count, results in rows.items():
+    def speed(count: int, kind: str, which: int) -> int:
+        return round(statistics.median(each[which] for each in speeds[count, kind]))
 
-        def speed(key: str, results: list[dict[str, Any]] = results) -> float:
-            return statistics.median(each[key] for each in results)
+    def ratio(count: int, kind: str, which: int) -> float:
+        pairs = zip(speeds[count, kind], speeds[counts[0], kind], strict=True)
+        return round(statistics.median(own[which] / first[which] for own, first in pairs), 3)
 
-        def ratio(key: str, results: list[dict[str, Any]] = results) -> float:
-            return round(speed(key, results) / speed(key, first), 3)
-
+    for count in counts:
+        values: dict[str, Any] = {}
+        for which, clock in enumerate(("", "_processor")):
+            for kind in ("read", "train"):
+                values[f"{kind}_per{clock}_second"] = speed(count, kind, which)
+                values[f"{kind}{clock}_ratio"] = ratio(count, kind, which)
+        place = {"memory": arguments.memory, "rounds": arguments.rounds}
         record(
-            __file__,
-            machine,
-            keep=arguments.record,
-            images=count,
-            set_mb=round(results[0]["bytes"] / 2**20),
-            memory=arguments.memory,
-            order=results[0]["order"],
-            read_per_second=round(speed("read")),
-            train_per_second=round(speed("train")),
-            read_ratio=ratio("read"),
-            train_ratio=ratio("train"),
-            read_per_processor_second=round(speed("read_processor")),
-            train_per_processor_second=round(speed("train_processor")),
-            read_processor_ratio=ratio("read_processor"),
-            train_processor_ratio=ratio("train_processor"),
-            anonymous_mb=round(max(each["anonymous"] for each in results) / 2**20),
-            resident_mb=round(max(each["resident"] for each in results) / 2**20),
-            rounds=arguments.rounds,
+            __file__, choose("cpu"), keep=arguments.record, images=count, **place, **found[count], **values
         )
 
 

@@ -54,7 +54,7 @@ def test_a_set_of_them_has_the_same_digest_statistics_parts_and_batches(stored: 
 
 
 def test_choosing_rows_reads_nothing(stored: StoredImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StoredImages, "__getitem__", None)
+    monkeypatch.setattr(StoredImages, "read", None)
     assert len(replace(image_set(24), images=stored).split(8, stream(0, "split"))[0]) == 16
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,10 +126,10 @@ def test_two_windows_at_most_are_in_memory_and_each_is_read_once(stored: ImageSe
     read: list[int] = []
 
     class Counted(StoredImages):
-        def __getitem__(self, index: object) -> torch.Tensor:
-            assert isinstance(index, torch.Tensor) and bool((index.diff() > 0).all()), "as the file has them"
+        def read(self, index: Any, images: Any = None) -> Any:
+            assert bool((np.diff(index) > 0).all()), "as the file has them"
             read.append(len(index))
-            return super().__getitem__(index)
+            return super().read(index, images)
 
     images = Counted.__new__(Counted)
     vars(images).update(vars(stored.images))
@@ -143,43 +144,54 @@ def test_two_windows_at_most_are_in_memory_and_each_is_read_once(stored: ImageSe
     assert read == lengths
 
 
-def test_windows_that_are_passed_over_do_not_disturb_the_next(stored: ImageSet) -> None:
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_windows_that_are_passed_over_do_not_disturb_the_next(stored: ImageSet, is_stored: bool) -> None:
+    images = stored.images if is_stored else image_set(50).images
     windows = window_order(50, Blocks(1, 2), 0, 0)
     order, lengths = torch.cat(windows), [len(window) for window in windows]
-    with WindowReader(stored.images, order, lengths, CPU.device) as reader:
+    with WindowReader(images, order, lengths, CPU.device) as reader:
         for begin, end, step in ((5, 6, 1), (6, 40, 7), (41, 50, 3)):
             assert torch.equal(reader(begin, end, step), image_set(50).images[order[begin:end:step]])
 
 
-def test_reading_takes_little_memory_whatever_the_size_of_the_set(tmp_path: Path) -> None:
+def grown(path: Path, images: np.ndarray[Any, Any], look: str, window: int, epochs: int) -> int:
+    """Return by how much a number in /proc/self/status grows, at most, while images are read in windows."""
     if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc to see the memory of a process")
+        pytest.skip("needs /proc to see the memory and the threads of a process")
     code = """if True:
         import sys, torch
         from firstlight.data.stored import StoredImages
         from firstlight.data.windows import Blocks, WindowReader, window_order
         from pathlib import Path
 
-        def resident():
-            text = Path("/proc/self/status").read_text()
-            return int(text.split("VmRSS:")[1].split()[0]) * 1024
+        def look():
+            return int(Path("/proc/self/status").read_text().split(sys.argv[2])[1].split()[0])
 
-        images, seen = StoredImages.open(Path(sys.argv[1])), [resident()]
-        for epoch in range(2):
-            windows = window_order(len(images), Blocks(100, 2000), 0, epoch)
+        torch.set_num_threads(2)
+        torch.ones(10**6).add(1)
+        images, seen = StoredImages.open(Path(sys.argv[1])), [look()]
+        for epoch in range(int(sys.argv[4])):
+            windows = window_order(len(images), Blocks(100, int(sys.argv[3])), 0, epoch)
             lengths = [*map(len, windows)]
             with WindowReader(images, torch.cat(windows), lengths, torch.device("cpu")) as reader:
                 for begin in range(0, len(images), 100):
                     reader(begin, begin + 100)
-                    seen.append(resident())
+                    seen.append(look())
         print(max(seen) - seen[0])"""
-    size = 60_000 * 3072
-    np.save(tmp_path / "images.npy", np.zeros((60_000, 3, 32, 32), np.uint8))
-    command = [sys.executable, "-c", code, str(tmp_path / "images.npy")]
+    np.save(path / "images.npy", images)
+    command = [sys.executable, "-c", code, str(path / "images.npy"), look, str(window), str(epochs)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("FIRSTLIGHT_MEMORY")
-    grown = int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-    assert 0 < grown < size / 3
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+def test_reading_takes_little_memory_whatever_the_size_of_the_set(tmp_path: Path) -> None:
+    images = np.zeros((60_000, 3, 32, 32), np.uint8)
+    assert 0 < grown(tmp_path, images, "VmRSS:", 2000, 2) * 1024 < images.nbytes / 3
+
+
+def test_reading_takes_one_thread_and_none_of_openmp(tmp_path: Path) -> None:
+    assert grown(tmp_path, np.zeros((200_000, 1, 8, 8), np.uint8), "Threads:", 100_000, 1) == 1
 
 
 def test_a_disk_that_fails_is_an_error_of_the_batch(stored: ImageSet, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from stopped import outcome, quick_report
 from test_ranks import finish
@@ -81,15 +80,15 @@ def test_the_whole_run_reads_the_set_piece_by_piece(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FIRSTLIGHT_MEMORY", LITTLE)
-    most, read = 0, StoredImages.__getitem__
+    most, read = 0, StoredImages.read
 
-    def measured(images: StoredImages, index: Any) -> Any:
+    def measured(images: StoredImages, index: Any, target: Any = None) -> Any:
         nonlocal most
-        if isinstance(index, torch.Tensor):  # a slice is a batch to score, or part of a sum
+        if not isinstance(index, slice):  # a slice is a batch to score, or part of a sum
             most = max(most, len(index))
-        return read(images, index)
+        return read(images, index, target)
 
-    monkeypatch.setattr(StoredImages, "__getitem__", measured)
+    monkeypatch.setattr(StoredImages, "read", measured)
     go(photos, tmp_path / "run", quiet=False, epochs=1)
     words = capsys.readouterr().out
     assert "shuffled in blocks of 1 neighbours, then within windows of 85 images" in words

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from firstlight.data.folder_pixels import worked_ahead
 from firstlight.errors import RunFailed, printable
 
 _MOVED_AT_ONCE = 256
+
+Indices = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 
 
 class StoredImages:
@@ -53,15 +57,23 @@ class StoredImages:
         return len(self._rows)
 
     def __getitem__(self, index: slice | Tensor | int) -> Tensor:
-        """Read images; neighbours in the file come in one piece."""
+        """Read images."""
         if isinstance(index, int):
             return self[torch.tensor([index])][0]
-        rows = self._rows[index]
-        images = torch.empty((len(rows), *self._image), dtype=torch.uint8)
-        size, view = self._image.numel(), images.view(-1).numpy().data
-        if not len(rows) or not size:
+        return torch.from_numpy(self.read(index if isinstance(index, slice) else index.numpy()))
+
+    def read(self, index: slice | Indices, images: Pixels | None = None) -> Pixels:
+        """Read images, into an array of their shape where there is one; neighbours come in one piece.
+
+        Without torch, for a thread beside the training: see `WindowReader`.
+        """
+        rows = self._rows.numpy()[index]
+        if images is None:
+            images = np.empty((len(rows), *self._image), np.uint8)
+        if not images.size:
             return images
-        cuts = (torch.nonzero(rows.diff() != 1).flatten() + 1).tolist()
+        size, view = self._image.numel(), images.reshape(-1).data
+        cuts = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
         firsts = rows[[0, *cuts]].tolist()
         for first, begin, end in zip(firsts, [0, *cuts], [*cuts, len(rows)], strict=True):
             self._file.read(first * size, view[begin * size : end * size])
