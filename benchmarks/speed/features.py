@@ -8,6 +8,7 @@ same published weights and the same batches of 224×224 images; features are the
 
 from __future__ import annotations
 
+import copy
 import statistics
 
 import torch
@@ -35,11 +36,15 @@ def main() -> None:
     ours.take_weights()
     machine = choose("cpu", "auto")
     fast, plain = ours.folded(machine.dtype), ours.folded()
+    low = copy.deepcopy(reference).to(machine.dtype, memory_format=torch.channels_last)
     images = torch.randn(chosen.images, 3, SIDE, SIDE, generator=stream(0, "features"))
     batches = [part.contiguous(memory_format=torch.channels_last) for part in images.split(32)]
     with torch.inference_mode():
         ways = {
             "reference": lambda: [reference.extract_features(part).mean((2, 3)) for part in images.split(32)],
+            f"reference, {machine.precision}, channels-last": lambda: [
+                low.extract_features(part.to(machine.dtype)).mean((2, 3)) for part in batches
+            ],
             "folded, fp32": lambda: [plain.features_of_view(part) for part in batches],
             f"folded, {machine.precision}": lambda: [fast.features_of_view(part) for part in batches],
         }

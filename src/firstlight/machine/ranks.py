@@ -113,9 +113,11 @@ class Ranks:
                 self.gather(None)
 
     def require_equal(self, digest: str, when: str) -> None:
-        """Raise RunFailed where the ranks' digests of their weights differ."""
+        """Raise RunFailed on the first rank where digests of weights differ; the others end in silence."""
         digests = self.gather(digest)
         different = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+        if different and not self.first:
+            raise SystemExit(1)
         if different:
             raise RunFailed(
                 f"the weights of rank {', '.join(different)} differ from those of rank 0 {when}",
