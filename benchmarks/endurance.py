@@ -180,6 +180,9 @@ def soak(minutes: float, keep: bool) -> bool:
     with tempfile.TemporaryDirectory(prefix="firstlight-soak-") as name:
         place = Path(name)
         os.environ["FIRSTLIGHT_CACHE"] = str(place / "cache")
+        # Of its own, so that no file of another program is counted.
+        tempfile.tempdir = os.environ["TMPDIR"] = str(place / "temporary")
+        Path(tempfile.tempdir).mkdir()
         drawings(place / "drawings")
         for _ in range(2):  # the first compiles the kernels, so it says nothing of how long one takes
             whole = {kind: _alone(kind, place) for kind in RUNS}
