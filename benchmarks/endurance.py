@@ -35,7 +35,8 @@ from benchmarks.fuzz_readers import NAMES
 from benchmarks.measure import BENCHMARKS, parser, record
 
 if TYPE_CHECKING:
-    from firstlight.run import Run
+    from firstlight.serve.guard import Bucket
+    from firstlight.serve.network import Network
 
 FINDINGS = BENCHMARKS.parent / "findings"
 GROWTH_MB = 64
@@ -127,17 +128,16 @@ def outcome(out: Path) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def serving(run: Run) -> Iterator[int]:
-    """Serve a run by a thread of this process; yield the port."""
+def running(network: Network, bucket: Bucket | None = None) -> Iterator[int]:
+    """Serve a network by a thread of this process; yield the port."""
     import uvicorn
 
     from firstlight.serve.app import application, bound
-    from firstlight.serve.network import Network
 
-    network = Network(run, run.fit)
     network.prepare()
     with ThreadPoolExecutor(1) as executor, bound("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(application(network, executor), log_config=None, lifespan="off", ws="none")
+        app = application(network, executor, bucket=bucket)
+        config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http="h11", loop="asyncio")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -153,12 +153,13 @@ def serving(run: Run) -> Iterator[int]:
 def cycle(out: Path, **options: Any) -> list[bytes]:
     """Train, report, predict, serve and ask, all in this process; return what the run came to."""
     import firstlight
+    from firstlight.serve.network import Network
 
     run = firstlight.train("shapes.demo", out=out, quiet=True, **options)
     run.report()
     picture = out / "figures" / "confusion.png"
     (prediction,) = run.predict(picture)
-    with serving(run) as port:
+    with running(Network(run, run.fit)) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         kind = {"Content-Type": "image/png"}
         connection.request("POST", "/predict?heat=&similar=3", picture.read_bytes(), kind)

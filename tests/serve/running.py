@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import io
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,10 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.endurance import running as running
 from firstlight.data.images import DataFacts
 from firstlight.record.record import Record
-from firstlight.serve.app import application, bound
-from firstlight.serve.guard import Bucket
 from firstlight.serve.network import Network
 
 
@@ -73,29 +68,6 @@ def photo(orientation: int = 1, size: tuple[int, int] = (160, 96), box: int = 32
     stream = io.BytesIO()
     stored.save(stream, "JPEG", quality=95, exif=exif)
     return stream.getvalue()
-
-
-@contextlib.contextmanager
-def running(network: Network, bucket: Bucket | None = None) -> Iterator[int]:
-    """Serve a network on a free port of this machine; yield the port."""
-    import uvicorn
-
-    network.prepare()
-    with ThreadPoolExecutor(1) as executor:
-        app = application(network, executor, bucket=bucket)
-        listener = bound("127.0.0.1", 0)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http="h11", loop="asyncio")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
-            listener.close()
 
 
 def ask(
