@@ -91,7 +91,7 @@ class FolderCache:
         try:
             if isinstance(rows, StoredImages):
                 self._entry.mkdir(parents=True, exist_ok=True)
-                rows.put_in_order(train, test, sha.update).replace(self._images)
+                rows.put_in_order(train, test, self._images, sha.update)
             else:
                 with whole(self._images) as path, path.open("xb") as file:
                     file.write(npy_header_of(shape))

@@ -96,44 +96,43 @@ class StoredImages:
         """Read all images into memory."""
         return self[:].to(device)
 
-    def put_in_order(self, first: Tensor, then: Tensor, seen: Callable[[memoryview], object]) -> Path:
+    def put_in_order(
+        self, first: Tensor, then: Tensor, target: Path, seen: Callable[[memoryview], object]
+    ) -> None:
         """Move images in their file: those of `first`, which ascend, then those of `then`, and no others.
 
         It takes no room beyond that of `then`. seen: is called with the bytes of all, in their new order.
-        Returns the file; these images can be read no more. Raises OSError before anything was moved, and
-        RunFailed after that.
+        target: the file's new name. These images can be read no more. Raises OSError before anything was
+        moved, and RunFailed after that.
         """
         path, size, count = self._file.path, self._image.numel(), len(first) + len(then)
         header = npy_header_of((count, *self._image))
         if len(header) != self._file.offset:
             raise OSError(errno.EINVAL, "a header of another length", str(path))
-        with (
-            tempfile.TemporaryFile(dir=path.parent) as aside,
-            path.open("r+b") as file,
-            ThreadPoolExecutor(1) as pool,
-        ):
+        with tempfile.TemporaryFile(dir=path.parent) as aside:
             for rows in then.split(_MOVED_AT_ONCE):
-                aside.write(self[rows].numpy().data)
+                aside.write(self.read(rows.numpy()).data)
             aside.flush()
             try:
-                file.seek(self._file.offset)
-                # An image moves towards the beginning, so what is read ahead was not written over.
-                for images in worked_ahead(pool, self.__getitem__, first.split(_MOVED_AT_ONCE), 2):
-                    seen(images.numpy().data)
-                    file.write(images.numpy().data)
-                aside.seek(0)
-                while part := aside.read(_MOVED_AT_ONCE * size):
-                    seen(memoryview(part))
-                    file.write(part)
-                file.truncate()
-                file.seek(0)
-                file.write(header)
+                with path.open("r+b") as file, ThreadPoolExecutor(1) as pool:
+                    file.seek(self._file.offset)
+                    # An image moves towards the beginning, so what is read ahead was not written over.
+                    parts = (rows.numpy() for rows in first.split(_MOVED_AT_ONCE))
+                    for images in worked_ahead(pool, self.read, parts, 2):
+                        seen(images.data)
+                        file.write(images.data)
+                    aside.seek(0)
+                    while part := aside.read(_MOVED_AT_ONCE * size):
+                        seen(memoryview(part))
+                        file.write(part)
+                    file.truncate()
+                    file.seek(0)
+                    file.write(header)
+                self._file.close()
+                path.replace(target)
             except OSError as error:
-                reason = printable(error.strerror or error)
-                raise RunFailed(
-                    f"cannot write {printable(path)}: {reason}", "The same command begins anew."
-                ) from error
-        return path
+                words = f"cannot write {printable(path)}: {printable(error.strerror or error)}"
+                raise RunFailed(words, "The same command reads again what was moved.") from error
 
 
 class _File:
@@ -144,7 +143,7 @@ class _File:
 
     def __init__(self, path: Path, offset: int) -> None:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, handle)
+        self.close = weakref.finalize(self, os.close, handle)
         self.path, self.offset, self._lock = path, offset, threading.Lock()
         self._raw = io.FileIO(handle, closefd=False)
 
