@@ -56,12 +56,12 @@ test: install
 # pytest ends with 5 where no test is marked.
 soak: install
 	@$(pytest) -m soak $(ARGS) || [ $$? -eq 5 ]
-	$(heading) Cycles of work
+	$(heading) 'Cycles of work'
 	@$(venv) -m benchmarks.endurance soak --minutes $(MINUTES) --record
 
 # Python is not built with the sanitisers, so their library is loaded before it. It keeps memory for life: no leaks.
 sanitise: install
-	$(heading) Kernels with sanitisers
+	$(heading) 'Kernels with sanitisers'
 	@library=$$(g++ -print-file-name=libasan.so) && [ -f "$$library" ] \
 		|| { echo 'There is no g++ with its libasan.so here: install both.'; exit 1; } \
 		&& CXX="$(CURDIR)/tools/sanitising-compiler" OMP_NUM_THREADS=1 LD_PRELOAD="$$library" \
