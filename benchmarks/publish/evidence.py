@@ -23,8 +23,8 @@ from firstlight.record.run_folder import RECIPE, RunFolder
 RUNS = BENCHMARKS / "runs"
 
 
-def publish(run: Path, name: str, note: str = "") -> Path:
-    """Copy the evidence of a run that was evaluated, and add its row."""
+def publish(run: Path, name: str, note: str = "", recipe: str = "") -> Path:
+    """Copy the evidence of a run that was evaluated, and add its row, with another name of the recipe if given."""
     source = RunFolder.open(run)
     summary = source.read_json(SUMMARY) if source.has(SUMMARY) else {}
     if summary.get("test_accuracy") is None:
@@ -43,6 +43,7 @@ def publish(run: Path, name: str, note: str = "") -> Path:
     summary.pop("schema")
     rates = "found" if source.has(FINDING) else "given"
     row = {**summary, "rates": rates, "test_low_95": low, "test_high_95": high, "evidence": name}
+    row["recipe"] = recipe or row["recipe"]
     record(__file__, None, RUNS / "runs.csv", **row, note=note)
     return target.path
 
@@ -52,9 +53,10 @@ def main() -> None:
     options.add_argument("run", type=Path, help="a finished run folder")
     options.add_argument("--name", required=True, help="the name of the evidence folder")
     options.add_argument("--note", default="", help="what a reader of the row should know")
+    options.add_argument("--recipe", default="", help="how its row calls it, where settings were changed")
     arguments = options.parse_args()
     try:
-        print(publish(arguments.run, arguments.name, arguments.note))
+        print(publish(arguments.run, arguments.name, arguments.note, arguments.recipe))
     except InputError as error:
         sys.exit(str(error))
 
