@@ -24,7 +24,7 @@ RUNS = BENCHMARKS / "runs"
 
 
 def publish(run: Path, name: str, note: str = "", recipe: str = "") -> Path:
-    """Copy the evidence of a run that was evaluated, and add its row, with another name of the recipe if given."""
+    """Copy the evidence of a run that was evaluated, and add its row; recipe: how that calls its own."""
     source = RunFolder.open(run)
     summary = source.read_json(SUMMARY) if source.has(SUMMARY) else {}
     if summary.get("test_accuracy") is None:

@@ -12,12 +12,19 @@ def own_images(tables: Tables) -> str:
     for key in dict.fromkeys((row["images_a_class"], row["recipe"], row["hardware"]) for row in rows):
         draws = [row for row in rows if (row["images_a_class"], row["recipe"], row["hardware"]) == key]
         accuracies = [float(row["accuracy"]) for row in draws]
+        augmented = [float(row["accuracy_tta"]) for row in draws if row.get("accuracy_tta")]
+        accuracy = f"**{sum(accuracies) / len(draws):.1%}**"
+        if len(augmented) == len(draws):
+            accuracy += f", {sum(augmented) / len(draws):.1%} with TTA"
+        time = f"{mean(draws, 'seconds'):.0f} s"
+        if draws[0]["threads"] == "1":
+            time = "one thread of a busy machine"
         lines.append(
-            f"{key[0]} | `{key[1]}` | {len(draws)} | **{sum(accuracies) / len(draws):.1%}** "
-            f"| {min(accuracies):.1%} to {max(accuracies):.1%} | {mean(draws, 'seconds'):.0f} s "
-            f"| {key[2]}, {draws[0]['threads']} threads"
+            f"{int(key[0]):,} | `{key[1]}` | {len(draws)} | {accuracy} of {int(draws[0]['test_images']):,} "
+            f"| {min(accuracies):.1%} to {max(accuracies):.1%} "
+            f"| {time} | {key[2]}"
         )
-    titles = "training images a class | recipe | draws | accuracy on 2,000 others | range | time | on"
+    titles = "training images a class | recipe | draws | accuracy, of so many others | range | time | on"
     return table(titles, lines)
 
 

@@ -65,6 +65,8 @@ def results(tables: Tables) -> str:
         kind = "of one run, over images" if plain.sd is None else "of the mean, over seeds"
         seconds = group.seconds(tta=False)
         time = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.1f} s"
+        if group.newest["threads"] == "1":
+            time += ", one thread of a busy machine"
         lines.append(
             f"`{group.recipe}` | {group.rates} | {group.newest['epochs']} | {len(group.runs)} "
             f"| **{plain.mean:.2%}** | {'' if plain.sd is None else f'{plain.sd:.2%}'} "
