@@ -308,7 +308,7 @@ def test_two_processes_may_build_the_library_at_once(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".so"}
 
 
-def test_waiting_threads_sleep_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_soon_sleep_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     from firstlight.machine.waiting import let_threads_sleep
 
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
@@ -318,7 +318,7 @@ def test_waiting_threads_sleep_unless_the_user_chose(monkeypatch: pytest.MonkeyP
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
     let_threads_sleep()
-    assert (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("0", "0")
+    assert (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("2000", "0")
     # It is set before OpenMP is loaded, by the shell's verbs and by the first name that a notebook asks for.
     code = (
         "import os, sys, firstlight; firstlight.recipes; print(os.environ.get('GOMP_SPINCOUNT'))\n"
@@ -326,6 +326,6 @@ def test_waiting_threads_sleep_unless_the_user_chose(monkeypatch: pytest.MonkeyP
     )
     variables = {key: value for key, value in environment().items()}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
-    assert done.stdout.split() == ["0", "True"], done.stderr
+    assert done.stdout.split() == ["2000", "True"], done.stderr
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.delenv("KMP_BLOCKTIME")
