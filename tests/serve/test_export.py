@@ -164,9 +164,16 @@ def test_any_pictures_calibrate(trained: Path, tmp_path: Path) -> None:
 
 
 def test_eight_bits_without_images_are_refused_in_a_line(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Another test may have left CIFAR-10 in the cache of all.
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("FIRSTLIGHT_DATA", raising=False)
     for words, reason in (
         (["pretrained:cifar10", "--int8"], "needs images to calibrate on"),
         (["pretrained:cifar10", "--int8", "--data-dir", "absent"], "absent does not exist"),
