@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -65,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = [word for word in words if word != "--debug"]
     let_threads_sleep()
     lend_matplotlib_a_folder()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         sys.exit(firstlight.main(words, prog_name="firstlight", standalone_mode=False) or 0)
     except BrokenPipeError:  # who read the output, such as `head`, has seen enough
@@ -85,6 +90,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 _fail("out of memory", "Close other programs, or give it less at once.", 1)
             case _:
                 _fail("stopped", "", 130)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Do what Ctrl-C does, and end at once while torch is loading, when nothing has been written yet.
+
+    torch loads NumPy from C++ and drops what that raises. The command would go on after Ctrl-C, with half of
+    NumPy, to a traceback.
+    """
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(spec, "_initializing", False):  # set by Python's import system until the module is whole
+        click.echo("firstlight: stopped", err=True)
+        os._exit(130)
+    signal.default_int_handler(number, frame)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
