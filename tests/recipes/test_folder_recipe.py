@@ -16,6 +16,7 @@ from PIL import Image
 
 import firstlight
 from firstlight.cli import main
+from firstlight.data.augment import Crop
 from firstlight.data.folder import Folder
 from firstlight.errors import InputError
 from firstlight.recipe import Recipe
@@ -64,6 +65,13 @@ def test_a_path_gives_the_folder_recipe_and_says_why(pets: Path, monkeypatch: py
     assert chosen(archive)[0].batch_size == 16
     (pets.parent / "shapes.demo").mkdir()
     assert chosen("shapes.demo")[0].name == "shapes.demo", "a recipe's name comes first"
+
+
+def test_crops_move_by_a_sixteenth_of_the_side(pets: Path) -> None:
+    given = {"data_dir": pets}
+    assert chosen("folder.scratch", **given)[0].augment[0] == Crop(None, pad=2)
+    assert chosen("folder.scratch", text={"side": "64"}, **given)[0].augment[0] == Crop(None, pad=4)
+    assert chosen("folder.scratch", text={"pad": "5"}, **given)[0].augment[0] == Crop(None, pad=5)
 
 
 def test_the_folder_may_be_given_as_data_or_as_a_setting(pets: Path) -> None:

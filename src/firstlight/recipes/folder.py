@@ -40,6 +40,8 @@ _SHOWN = 100_000
 """Pictures shown over a whole run, repeated ones counted."""
 _EPOCHS = range(10, 61)
 _BATCHES = range(16, 501)
+_SIDES_PER_PAD = 16
+"""The side over the margin by which crops move: that of cifar10.fast."""
 _ASKED_SIDE = 12
 """Side of the copies in which a linear classifier is asked about mirror images."""
 _STEPS = 20
@@ -50,8 +52,8 @@ def scratch() -> Recipe:
     """A folder of your own pictures: the fast network, trained from the beginning at 32 to 64 pixels.
 
     Network, optimizer and objective are those of cifar10.fast; the learning rates are found. Batch and epochs
-    follow the number of pictures, and the pictures say whether they may be mirrored. Nothing of it has been
-    tuned on folders of pictures yet.
+    follow the number of pictures, crops move by a sixteenth of the side as there, and the pictures say
+    whether they may be mirrored. Nothing of it has been tuned on folders of pictures yet.
 
         firstlight train FOLDER
     """
@@ -127,7 +129,7 @@ def choose_median(pictures: Sequence[Picture], data: Folder) -> int:
 def fitted(
     recipe: Recipe, data_dir: str | Path | None, given: Container[str], log: Callable[[str], None]
 ) -> Recipe:
-    """Return the recipe with batch, epochs and mirroring that fit its pictures, except what was given.
+    """Return the recipe with batch, epochs, crops and mirroring that fit its pictures, except what was given.
 
     Another recipe, or one without a folder, is returned as it is. All pictures are read for that, which the
     cache saves the training.
@@ -140,13 +142,14 @@ def fitted(
     batch_size = recipe.batch_size if "batch_size" in given else fitting_batch(count)
     epochs = recipe.epochs if "epochs" in given else fitting_epochs(count)
     log(f"for {count:,} training images: batches of {batch_size}, {epochs} epoch{'s'[: epochs - 1]}")
-    augment = tuple(
-        dataclasses.replace(part, flip=_flip(images, log))
-        if isinstance(part, FlipLR) and part.flip == "auto"
-        else part
-        for part in recipe.augment
-    )
-    return dataclasses.replace(recipe.over(epochs), batch_size=batch_size, augment=augment)
+    augment = []
+    for part in recipe.augment:
+        if isinstance(part, FlipLR) and part.flip == "auto":
+            part = dataclasses.replace(part, flip=_flip(images, log))
+        elif isinstance(part, Crop) and "pad" not in given:
+            part = dataclasses.replace(part, pad=images.shape[-1] // _SIDES_PER_PAD)
+        augment.append(part)
+    return dataclasses.replace(recipe.over(epochs), batch_size=batch_size, augment=tuple(augment))
 
 
 def _flip(images: ImageSet, log: Callable[[str], None]) -> str:
