@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "scratch.h"
 
 namespace {
@@ -33,12 +37,33 @@ inline Vector load_as(const Value* p) {
   return v;
 }
 inline vec load(const float* p) { return load_as<vec>(p); }
-inline ints load_places(const uint8_t* p) { return __builtin_convertvector(load_as<bytes>(p), ints); }
 template <class Vector, class Value>
 inline void store(Value* p, Vector v) {
   std::memcpy(p, &v, sizeof v);
 }
-inline vec all(float value) { return vec{} + value; }
+// Numbers of 0 to 3, one byte for each lane. GCC 12 converts vectors of such sizes lane by lane, with 30 instructions.
+inline ints load_places(const uint8_t* p) {
+#ifdef __AVX512F__
+  return reinterpret_cast<ints>(_mm512_cvtepu8_epi32(load_as<__m128i>(p)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(load_as<bytes>(p), ints);
+#endif
+}
+inline void store_places(uint8_t* p, ints v) {
+#ifdef __AVX512F__
+  store(p, _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
+#elif defined(__AVX2__)
+  const __m256i lanes = reinterpret_cast<__m256i>(v);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+#else
+  store(p, __builtin_convertvector(v, bytes));
+#endif
+}
+// A compiler cannot leave out the addition of zeros, of which -0 would become 0, but it can their subtraction.
+inline vec all(float value) { return value - vec{}; }
 // v where `mask` has all bits set, 0 where it has none.
 inline vec where(ints mask, vec v) { return reinterpret_cast<vec>(reinterpret_cast<ints>(v) & mask); }
 inline vec choose(ints mask, vec one, vec other) {

@@ -34,39 +34,45 @@ struct Images {
   long across() const { return (W + kTile - 1) / kTile; }
 };
 
-// Where the pixels of a square of `side` x `side` lie; beyond the border they are zeros.
-template <long side>
-struct Square {
-  const float* values[side * side];
-  const uint8_t* places[side * side];
-  long place[side * side];
-};
-
-// The square of tile t that begins `before` pixels above and to the left of its outputs.
-template <long side>
-void locate(const Images& x, long t, long before, const float* zeros, Square<side>& square) {
-  const long across = x.across(), down = x.down(), n = t / (across * down);
-  const long top = t / across % down * kTile - before, left = t % across * kTile - before;
-  for (long i = 0; i < side; i++)
-    for (long j = 0; j < side; j++) {
-      const long h = top + i, w = left + j, k = side * i + j;
-      const bool inside = h >= 0 && h < x.H && w >= 0 && w < x.W;
-      const long at = x.places ? ((n * (x.H / 2) + h / 2) * (x.W / 2) + w / 2) * x.C : ((n * x.H + h) * x.W + w) * x.C;
-      square.values[k] = inside ? x.values + at : zeros;
-      if (x.places) {
-        // Zeros stay zeros wherever they are put, so any readable bytes serve beyond the border.
-        square.places[k] = inside ? x.places + at : reinterpret_cast<const uint8_t*>(zeros);
-        square.place[k] = inside ? h % 2 * 2 + w % 2 : 0;
-      }
-    }
-}
-
+// What a square of `side` x `side` pixels reads: each pixel, or, of a pooled image, each 2x2 window that has a part in
+// it. Beyond the border there are zeros.
 template <bool pooled, long side>
-inline vec pixel(const Square<side>& square, long k, long c) {
-  const vec v = load(square.values[k] + c);
-  if (!pooled) return v;
-  return where(load_places(square.places[k] + c) == static_cast<int32_t>(square.place[k]), v);
-}
+struct Square {
+  // A square of 4 begins with its tile, at a whole window, and one of 6 a pixel before it, so that it has half windows
+  // around it.
+  static constexpr long kBefore = side > kTile ? 1 : 0, kStep = pooled ? 2 : 1;
+  static constexpr long kAcross = pooled ? side / 2 + kBefore : side;
+  const float* values[kAcross * kAcross];
+  const uint8_t* places[pooled ? kAcross * kAcross : 1];
+
+  void locate(const Images& x, long t, const float* zeros) {
+    const long across = x.across(), down = x.down(), n = t / (across * down), H = x.H / kStep, W = x.W / kStep;
+    const long top = t / across % down * kTile / kStep - kBefore, left = t % across * kTile / kStep - kBefore;
+    for (long i = 0; i < kAcross; i++)
+      for (long j = 0; j < kAcross; j++) {
+        const long h = top + i, w = left + j, k = kAcross * i + j, at = ((n * H + h) * W + w) * x.C;
+        const bool inside = h >= 0 && h < H && w >= 0 && w < W;
+        values[k] = inside ? x.values + at : zeros;
+        // Zeros stay zeros wherever they are put, so any readable bytes serve beyond the border.
+        if (pooled) places[k] = inside ? x.places + at : reinterpret_cast<const uint8_t*>(zeros);
+      }
+  }
+
+  // Call `use` with what reads channels c to c + kLanes of the pixel at i, j, given as side * i + j.
+  template <class Use>
+  void channels(long c, Use use) const {
+    if constexpr (pooled) {
+      ints where_in[kAcross * kAcross];
+      for (long k = 0; k < kAcross * kAcross; k++) where_in[k] = load_places(places[k] + c);
+      use([&](long k) {
+        const long i = k / side + kBefore, j = k % side + kBefore, window = i / 2 * kAcross + j / 2;
+        return where(where_in[window] == static_cast<int32_t>(i % 2 * 2 + j % 2), load(values[window] + c));
+      });
+    } else {
+      use([&](long k) { return load(values[k] + c); });
+    }
+  }
+};
 
 // B' d, of six values.
 inline void transform_image(const vec (&d)[6], vec (&out)[6]) {
@@ -124,13 +130,15 @@ inline void transform_filter_gradient(const vec (&m)[6], vec (&out)[3]) {
 // [f][tile][channel], planes `plane` apart, of tiles `begin` to `end` of a block.
 template <bool pooled>
 void transform_images(const Images& x, long first, long begin, long end, const float* zeros, float* out, long plane) {
-  Square<kSide> patch;
+  Square<pooled, kSide> patch;
   for (long t = begin; t < end; t++) {
-    locate(x, first + t, 1, zeros, patch);
+    patch.locate(x, first + t, zeros);
     for (long c = 0; c < x.C; c += kLanes)
-      both_ways<6, 6>([&](long k) { return pixel<pooled>(patch, k, c); },
-                      [&](long f, vec v) { store(out + f * plane + t * x.C + c, v); },
-                      [](const vec(&d)[6], vec(&o)[6]) { transform_image(d, o); });
+      patch.channels(c, [&](auto pixel) {
+        both_ways<6, 6>(
+            pixel, [&](long f, vec v) { store(out + f * plane + t * x.C + c, v); },
+            [](const vec(&d)[6], vec(&o)[6]) { transform_image(d, o); });
+      });
   }
 }
 
@@ -138,14 +146,16 @@ void transform_images(const Images& x, long first, long begin, long end, const f
 template <bool pooled>
 void transform_gradients(const Images& y, long first, long begin, long end, long tiles, long width, const float* zeros,
                          float* out, long plane) {
-  Square<kTile> window;
+  Square<pooled, kTile> square;
   for (long t = begin; t < end; t++) {
-    locate(y, first + t, 0, zeros, window);
+    square.locate(y, first + t, zeros);
     for (long c = 0; c < y.C; c += kLanes) {
       float* const to = out + (c / width * tiles + t) * width + c % width;
-      both_ways<4, 6>([&](long k) { return pixel<pooled>(window, k, c); },
-                      [&](long f, vec v) { store(to + f * plane, v); },
-                      [](const vec(&g)[4], vec(&o)[6]) { transform_gradient(g, o); });
+      square.channels(c, [&](auto pixel) {
+        both_ways<4, 6>(
+            pixel, [&](long f, vec v) { store(to + f * plane, v); },
+            [](const vec(&g)[4], vec(&o)[6]) { transform_gradient(g, o); });
+      });
     }
   }
 }
@@ -154,7 +164,12 @@ void transform_gradients(const Images& y, long first, long begin, long end, long
 constexpr long kBlock = 48;
 
 // Tiles whose transforms are kept at a time for the gradient of filters: each block fetches all sums.
-long gradient_block(long inputs, long outputs) { return inputs + outputs > 256 ? 128 : 64; }
+long gradient_block(long inputs, long outputs) { return inputs + outputs > 256 ? 128 : 32; }
+
+// Groups of tiles of which each has sums of its own, where those of narrow layers stay in the cache of a core: then no
+// core reads what another has transformed. As many on every machine, so that any number of threads gives the same bits.
+constexpr long kGroups = 16, kNarrow = 2048;
+long groups_of(long inputs, long outputs) { return inputs * outputs <= kNarrow ? kGroups : 1; }
 
 }  // namespace
 
@@ -172,8 +187,7 @@ void transform_filters(const float* filters, float* out, float* scale, long inpu
     for (long c = 0; c < inputs; c += kLanes) {
       vec u[kPlaces];
       both_ways<3, 6>([&](long k) { return load(filters + (o * 9 + (backwards ? 8 - k : k)) * inputs + c); },
-                      [&](long f, vec v) { u[f] = v; },
-                      [](const vec(&g)[3], vec(&t)[6]) { transform_filter(g, t); });
+                      [&](long f, vec v) { u[f] = v; }, [](const vec(&g)[3], vec(&t)[6]) { transform_filter(g, t); });
       if (backwards) {
         float* const to = out + c / width * kPlaces * plane + o * width + c % width;
         for (long f = 0; f < kPlaces; f++) store(to + f * plane, u[f]);
@@ -185,8 +199,8 @@ void transform_filters(const float* filters, float* out, float* scale, long inpu
     }
 }
 
-// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient of
-// a pooled image and is spread while it is read; with `places_out`, y is pooled.
+// Convolve N x H x W x `inputs` with transformed filters to N x H x W x `outputs`. With `places_in`, x is the gradient
+// of a pooled image and is spread while it is read; with `places_out`, y is pooled.
 void convolve(const float* x, const uint8_t* places_in, const float* filters, const float*, float* y,
               uint8_t* places_out, long N, long H, long W, long inputs, long outputs) {
   const Images images{x, places_in, H, W, inputs};
@@ -252,7 +266,7 @@ void convolve(const float* x, const uint8_t* places_in, const float* filters, co
                 }
                 const long at = ((n * (H / 2) + (top + i) / 2) * (W / 2) + (left + j) / 2) * outputs + o + c;
                 store(y + at, largest);
-                store(places_out + at, __builtin_convertvector(place, bytes));
+                store_places(places_out + at, place);
               }
           }
         }
@@ -263,7 +277,8 @@ void convolve(const float* x, const uint8_t* places_in, const float* filters, co
 
 // How many floats `convolve_filter_gradient` needs to work with.
 void filter_gradient_work(long inputs, long outputs, int64_t* values) {
-  *values = kPlaces * (gradient_block(inputs, outputs) * (inputs + outputs) + 32);
+  const long groups = groups_of(inputs, outputs), block = gradient_block(inputs, outputs);
+  *values = kPlaces * (groups > 1 ? groups * inputs * outputs : block * (inputs + outputs) + 32);
 }
 
 // The gradient of the filters, [output][3][3][input], from the images x and the outputs' gradient y, which `places`
@@ -276,34 +291,60 @@ void convolve_filter_gradient(const float* x, const float* y, const uint8_t* pla
   const long tiles_of_all = N * images.down() * images.across(), size = inputs * outputs;
   const long block = gradient_block(inputs, outputs);
   const long plane = block * inputs + 16, gradient_plane = block * outputs + 16;
-  float* const v = work;
-  float* const g = work + kPlaces * plane;
+  const long groups = groups_of(inputs, outputs);
+  const auto transform = [&](long first, long begin, long end, long tiles, const float* zeros, float* v, float* g) {
+    transform_images<false>(images, first, begin, end, zeros, v, plane);
+    if (places)
+      transform_gradients<true>(gradients, first, begin, end, tiles, width, zeros, g, gradient_plane);
+    else
+      transform_gradients<false>(gradients, first, begin, end, tiles, width, zeros, g, gradient_plane);
+  };
+  // Add what a block gives to the sums of one place and one panel of outputs, or set them.
+  const auto add = [&](long job, long tiles, const float* v, const float* g, float* sums_of, bool is_first) {
+    const long f = job / panels, o = job % panels * width;
+    const float* const right = g + f * gradient_plane + o * tiles;
+    float* const sum = sums_of + f * size + o;
+    if (is_first)
+      multiply<false>(V, inputs, v + f * plane, 1, inputs, right, tiles, sum, outputs);
+    else
+      multiply<true>(V, inputs, v + f * plane, 1, inputs, right, tiles, sum, outputs);
+  };
 #pragma omp parallel
   {
-    static thread_local Scratch<float> nothing;
+    static thread_local Scratch<float> nothing, own;
     float* const zeros = nothing.of(std::max(inputs, outputs));
     std::memset(zeros, 0, std::max(inputs, outputs) * sizeof(float));
-    for (long first = 0; first < tiles_of_all; first += block) {
-      const long tiles = std::min(block, tiles_of_all - first);
-#pragma omp for schedule(static)
-      for (long begin = 0; begin < tiles; begin += slice) {
-        const long end = std::min(begin + slice, tiles);
-        transform_images<false>(images, first, begin, end, zeros, v, plane);
-        if (places)
-          transform_gradients<true>(gradients, first, begin, end, tiles, width, zeros, g, gradient_plane);
-        else
-          transform_gradients<false>(gradients, first, begin, end, tiles, width, zeros, g, gradient_plane);
+    if (groups > 1) {
+      float* const v = own.of(kPlaces * (plane + gradient_plane));
+      float* const g = v + kPlaces * plane;
+#pragma omp for schedule(dynamic)
+      for (long group = 0; group < groups; group++) {
+        const long begin = group * tiles_of_all / groups, end = (group + 1) * tiles_of_all / groups;
+        float* const mine = work + group * kPlaces * size;
+        if (begin == end) std::memset(mine, 0, kPlaces * size * sizeof(float));
+        for (long first = begin; first < end; first += block) {
+          const long tiles = std::min(block, end - first);
+          transform(first, 0, tiles, tiles, zeros, v, g);
+          for (long job = 0; job < kPlaces * panels; job++) add(job, tiles, v, g, mine, first == begin);
+        }
       }
-      // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
 #pragma omp for schedule(static)
-      for (long job = 0; job < kPlaces * panels; job++) {
-        const long f = job / panels, o = job % panels * width;
-        const float* const right = g + f * gradient_plane + o * tiles;
-        float* const sum = sums + f * size + o;
-        if (first)
-          multiply<true>(V, inputs, v + f * plane, 1, inputs, right, tiles, sum, outputs);
-        else
-          multiply<false>(V, inputs, v + f * plane, 1, inputs, right, tiles, sum, outputs);
+      for (long i = 0; i < kPlaces * size; i += kLanes) {
+        vec sum = load(work + i);
+        for (long group = 1; group < groups; group++) sum += load(work + group * kPlaces * size + i);
+        store(sums + i, sum);
+      }
+    } else {
+      float* const v = work;
+      float* const g = work + kPlaces * plane;
+      for (long first = 0; first < tiles_of_all; first += block) {
+        const long tiles = std::min(block, tiles_of_all - first);
+#pragma omp for schedule(static)
+        for (long begin = 0; begin < tiles; begin += slice)
+          transform(first, begin, std::min(begin + slice, tiles), tiles, zeros, v, g);
+        // Each sum is one thread's from beginning to end, so any number of threads gives the same bits.
+#pragma omp for schedule(static)
+        for (long job = 0; job < kPlaces * panels; job++) add(job, tiles, v, g, sums, first == 0);
       }
     }
     // G' u G of each filter: [input][output] in, [output][3][3][input] out.
