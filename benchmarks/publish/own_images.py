@@ -16,13 +16,13 @@ def own_images(tables: Tables) -> str:
         accuracy = f"**{sum(accuracies) / len(draws):.1%}**"
         if len(augmented) == len(draws):
             accuracy += f", {sum(augmented) / len(draws):.1%} with TTA"
+        spread = f"{min(accuracies):.1%} to {max(accuracies):.1%}" if len(draws) > 1 else "–"
         time = f"{mean(draws, 'seconds'):.0f} s"
         if draws[0]["threads"] == "1":
             time = "one thread of a busy machine"
         lines.append(
             f"{int(key[0]):,} | `{key[1]}` | {len(draws)} | {accuracy} of {int(draws[0]['test_images']):,} "
-            f"| {min(accuracies):.1%} to {max(accuracies):.1%} "
-            f"| {time} | {key[2]}"
+            f"| {spread} | {time} | {key[2]}"
         )
     titles = "training images a class | recipe | draws | accuracy, of so many others | range | time | on"
     return table(titles, lines)
@@ -35,6 +35,6 @@ def decoding(tables: Tables) -> str:
     return (
         f"{int(row['count']):,} JPEG files of 500×375, read at {row['side']} pixels, are in the cache after "
         f"{ours:.0f} s, near copies looked for. A DataLoader with {row['workers']} workers and Pillow's full "
-        f"decode, takes {theirs:.0f} s, **{row['ratio']} times** as long. A second start reads the cache in "
+        f"decode takes {theirs:.0f} s, **{row['ratio']} times** as long. A second start reads the cache in "
         f"{row['second_start_s']} s ({row['hardware']}, {row['threads']} threads)."
     )
