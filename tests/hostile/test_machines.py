@@ -203,7 +203,10 @@ def test_ctrl_c_while_torch_is_loading_is_not_lost(tmp_path: Path) -> None:
         "    pass\n"
         "raise ImportError('went on after Ctrl-C')\n"
     )
-    done = run(command(*TINY), tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCE}")
+    # What runs in the background inherits a SIGINT that is ignored.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    words: list[Any] = [sys.executable, "-c", f"{code}from firstlight.cli import main; main()", *TINY]
+    done = run(words, tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCE}")
     assert (done.returncode, done.stderr) == (130, b"firstlight: stopped\n")
 
 
