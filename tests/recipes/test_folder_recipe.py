@@ -71,7 +71,8 @@ def test_crops_move_by_a_sixteenth_of_the_side(pets: Path) -> None:
     given = {"data_dir": pets}
     assert chosen("folder.scratch", **given)[0].augment[0] == Crop(None, pad=2)
     assert chosen("folder.scratch", text={"side": "64"}, **given)[0].augment[0] == Crop(None, pad=4)
-    assert chosen("folder.scratch", text={"pad": "5"}, **given)[0].augment[0] == Crop(None, pad=5)
+    for key in ("pad", "crop.pad"):
+        assert chosen("folder.scratch", text={key: "5"}, **given)[0].augment[0] == Crop(None, pad=5)
 
 
 def test_the_folder_may_be_given_as_data_or_as_a_setting(pets: Path) -> None:

@@ -146,7 +146,7 @@ def fitted(
     for part in recipe.augment:
         if isinstance(part, FlipLR) and part.flip == "auto":
             part = dataclasses.replace(part, flip=_flip(images, log))
-        elif isinstance(part, Crop) and "pad" not in given:
+        elif isinstance(part, Crop) and not any(key in given for key in ("pad", "crop.pad", "augment")):
             part = dataclasses.replace(part, pad=images.shape[-1] // _SIDES_PER_PAD)
         augment.append(part)
     return dataclasses.replace(recipe.over(epochs), batch_size=batch_size, augment=tuple(augment))

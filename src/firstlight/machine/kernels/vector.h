@@ -62,7 +62,7 @@ inline void store_places(uint8_t* p, ints v) {
   store(p, __builtin_convertvector(v, bytes));
 #endif
 }
-// A compiler cannot leave out the addition of zeros, of which -0 would become 0, but it can their subtraction.
+// value + 0 would have to be computed, since -0 + 0 is 0; value - 0 need not be.
 inline vec all(float value) { return value - vec{}; }
 // v where `mask` has all bits set, 0 where it has none.
 inline vec where(ints mask, vec v) { return reinterpret_cast<vec>(reinterpret_cast<ints>(v) & mask); }
