@@ -47,7 +47,13 @@ def score(job: Job) -> dict[str, float]:
     assert job.validation is not None
     state = job.state()
     for tick in fit(
-        state, job.batches, job.schedule(), epochs=recipe.epochs, machine=machine, objective=recipe.objective
+        state,
+        job.batches,
+        job.schedule(),
+        epochs=recipe.epochs,
+        machine=machine,
+        objective=recipe.objective,
+        freeze_from=recipe.freeze_from,
     ):
         if tick.epoch is not None:
             print(f"  {tick.epoch}", flush=True)
