@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from firstlight.machine.kernels import convolution, normalisation
+from firstlight.machine.kernels import convolution, library, normalisation
 from firstlight.machine.streams import stream
 
 LAYOUT = torch.channels_last
@@ -19,6 +19,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 # bf16 keeps 8 bits: rounding to it alone errs by 0.0017 of the norm, and the transforms round once more.
 # fp32 keeps 24, of which the transforms lose about four, and long sums some more.
 CONVOLUTION = {BF16: 0.006, FP32: 1e-5}
+# Gradients of bf16 images whose sides 4 or 3 divides: larger tiles, whose transforms lose two to three bits.
+LARGE_TILES = 0.022
 NORM = {BF16: 0.003, FP32: 1e-6}
 # Of a norm's gradients: of images and branch, of weight and bias. Activations that divide do so to 14 bits
 # in bf16.
@@ -87,6 +89,26 @@ def convolution_errors(
         whole_direction = spread(direction.double(), places)
     of_images, of_weight = torch.autograd.grad(whole, (exact, filters), whole_direction)
     return error(found, expected), error(by_images, of_images), error(by_weight, of_weight)
+
+
+def check_convolution(
+    images_shape: tuple[int, int, int, int],
+    outputs: int,
+    *,
+    dtype: torch.dtype,
+    stride: int = 1,
+    pool: bool = False,
+    threads: int = 1,
+) -> None:
+    """Hold a compiled convolution and its gradients equal to the plain ones."""
+    result, *gradients = convolution_errors(
+        images_shape, outputs, dtype=dtype, stride=stride, pool=pool, threads=threads
+    )
+    height, width = images_shape[2:]
+    tiles = library.load(dtype).variant.gradient_tiles if stride == 1 else ()
+    is_large = any(height % tile == width % tile == 0 for tile in tiles)
+    assert result < CONVOLUTION[dtype]
+    assert max(gradients) < (LARGE_TILES if is_large else CONVOLUTION[dtype])
 
 
 def check_norm(

@@ -19,11 +19,10 @@ from firstlight.machine.streams import stream
 from firstlight.models.blocks import ACTIVATIONS, ConvBlock
 from tests.machine.plain_twin import (
     BF16,
-    CONVOLUTION,
     FP32,
     LAYOUT,
+    check_convolution,
     check_norm,
-    convolution_errors,
     drawn,
     error,
 )
@@ -101,8 +100,7 @@ def test_a_convolution_equals_its_twin(case: Case, dtype: torch.dtype) -> None:
     images = torch.empty(count, inputs, height, width)
     assert convolution.serves(conv, images, pool=pool, dtype=dtype) == (stride == 1 or dtype == BF16)
     if stride == 1 or dtype == BF16:
-        errors = convolution_errors(images.shape, outputs, dtype=dtype, stride=stride, pool=pool)
-        assert max(errors) < CONVOLUTION[dtype]
+        check_convolution(images.shape, outputs, dtype=dtype, stride=stride, pool=pool)
 
 
 @pytest.mark.parametrize("case", cases(multiples=True))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from firstlight.machine.kernels.library import Kernels, load
+from firstlight.machine.kernels.library import Kernels, load, places_of
 
 _LAYOUT = torch.channels_last
 
@@ -52,7 +52,8 @@ def convolve(
     """Convolve images, N×C×H×W, with fp32 filters, out×C×3×3; `pool` adds a 2×2 max-pool.
 
     By Winograd's minimal filtering (Lavin & Gray 2016, arXiv 1509.09308), F(2×2, 3×3) in bf16 and
-    F(4×4, 3×3) in fp32; at stride 2 in bf16 F(2, 2) for the outer taps of each direction. Sums in fp32,
+    F(4×4, 3×3) in fp32; at stride 2 in bf16 F(2, 2) for the outer taps of each direction. Gradients in bf16
+    of images whose sides 4 or 3 divides take F(4×4, 3×3) or F(3×3, 3×3), and err by 2 %. Sums in fp32,
     filters' gradients in fp32, images and their gradients in `dtype`, channels-last. Call it where `serves`
     is true.
     """
@@ -98,9 +99,17 @@ def _run(
     backwards: bool,
 ) -> Tensor:
     kernels = load(images.dtype)
-    filters = _transformed(weight, kernels, backwards=backwards)
     result = torch.empty(shape, dtype=images.dtype, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
+    tile = _large_tile(kernels, *shape[2:]) if backwards else None
+    if tile:
+        values = places_of(tile) * weight.shape[0] * weight.shape[1]
+        large = torch.empty(values, dtype=kernels.variant.factor)
+        kernels.call("large_transform_filters", tile, weight, large, shape[1], channels)
+        sizes = (count, *shape[2:], shape[1], channels)
+        kernels.call("large_image_gradient", tile, images, argmax_in, large, result, *sizes)
+        return result
+    filters = _transformed(weight, kernels, backwards=backwards)
     unpooled = 1 if argmax_in is None else 2
     kernels.call(
         "convolve",
@@ -152,17 +161,27 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
     outputs = len(weight)
     # The library says how large: as many blocks as the cache that all cores share can hold.
     kernels = load(images.dtype)
-    sums = torch.empty(kernels.places * inputs * outputs)
+    tile = _large_tile(kernels, height, width)
+    name, tiles = ("large_filter_gradient", (tile,)) if tile else ("convolve_filter_gradient", ())
+    sums = torch.empty((places_of(tile) if tile else kernels.places) * inputs * outputs)
     size = torch.zeros((), dtype=torch.int64)
-    kernels.call("filter_gradient_work", inputs, outputs, size)
+    kernels.call(
+        "large_filter_gradient_work" if tile else "filter_gradient_work", *tiles, inputs, outputs, size
+    )
     work = torch.empty(int(size), dtype=kernels.variant.factor)
     result = torch.empty_like(weight, memory_format=_LAYOUT)
     kernels.call(
-        "convolve_filter_gradient",
-        *(images, gradient, argmax, sums, work, result),
+        name,
+        *(*tiles, images, gradient, argmax, sums, work, result),
         *(count, height, width, inputs, outputs),
     )
     return result
+
+
+def _large_tile(kernels: Kernels, height: int, width: int) -> int | None:
+    """Return the side of the tiles of gradients of such images; None where it is that of outputs."""
+    tiles = kernels.variant.gradient_tiles
+    return next((tile for tile in tiles if not (height % tile or width % tile)), None)
 
 
 class _ConvolveStrided(Function):

@@ -35,7 +35,8 @@ class Variant:
     """One way to compile the kernels for a number format of images.
 
     name: what the user reads. flags: of the compiler. tile: outputs of a Winograd tile along a side.
-    factor: type of a transformed value.
+    factor: type of a transformed value. gradient_tiles: larger ones, for gradients of
+        images whose sides they divide.
     """
 
     name: str
@@ -43,14 +44,18 @@ class Variant:
     sources: tuple[str, ...]
     tile: int
     factor: torch.dtype
+    gradient_tiles: tuple[int, ...] = ()
 
 
-_BF16_HEADERS = ("scratch.h", "bf16.h", "products.h", "both_ways.h")
-_BF16_SOURCES = (*_BF16_HEADERS, "winograd.cpp", "strided.cpp", "norm.cpp")
-_FP32_SOURCES = ("scratch.h", "vector.h", "both_ways.h", "winograd_fp32.cpp", "norm_fp32.cpp")
+_BF16_HEADERS = ("scratch.h", "bf16.h", "products.h", "both_ways.h", "vector.h", "tiles.h")
+_FP16_SOURCES = (*_BF16_HEADERS, "winograd.cpp", "strided.cpp", "norm.cpp")
+_BF16_SOURCES = (*_FP16_SOURCES, "winograd_gradients.cpp")
+_FP32_HEADERS = ("scratch.h", "vector.h", "products_fp32.h", "both_ways.h", "tiles.h")
+_FP32_SOURCES = (*_FP32_HEADERS, "winograd_fp32.cpp", "norm_fp32.cpp")
 _FP32_FLAGS = ("-ffp-contract=fast",)
-_BF16 = Variant("AVX-512 BF16", (*_AVX512, "-mavx512bf16"), _BF16_SOURCES, 2, torch.int16)
-_FP16 = replace(_BF16, name="AVX-512 FP16", flags=(*_BF16.flags, "-mavx512fp16"))
+_FP16_FLAGS = (*_AVX512, "-mavx512bf16", "-mavx512fp16")
+_FP16 = Variant("AVX-512 FP16", _FP16_FLAGS, _FP16_SOURCES, 2, torch.int16)
+_BF16 = Variant("AVX-512 BF16", _FP16_FLAGS[:-1], _BF16_SOURCES, 2, torch.int16, gradient_tiles=(4, 3))
 _AVX2 = Variant("AVX2", (*_FP32_FLAGS, "-mavx2", "-mfma"), _FP32_SOURCES, 4, torch.float32)
 _AVX512F = replace(_AVX2, name="AVX-512", flags=(*_AVX2.flags, *_AVX512))
 _NEON = replace(_AVX2, name="NEON", flags=_FP32_FLAGS)
@@ -71,7 +76,7 @@ class Kernels:
     @property
     def places(self) -> int:
         """Values of a transformed patch of an image."""
-        return (self.variant.tile + 2) ** 2
+        return places_of(self.variant.tile)
 
     def __bool__(self) -> bool:
         return self.library is not None
@@ -79,6 +84,11 @@ class Kernels:
     def call(self, name: str, *arguments: Tensor | float | None) -> None:
         """Call a kernel; a tensor is passed as the address of its first value, an int as a C long."""
         self.library[name](*map(_in_c, arguments))  # type: ignore[index]
+
+
+def places_of(tile: int) -> int:
+    """Return how many values of a patch give a tile of outputs."""
+    return (tile + 2) ** 2
 
 
 @functools.cache

@@ -16,137 +16,35 @@
 #include <algorithm>
 #include <cstring>
 
-#include "both_ways.h"
-#include "vector.h"
+#include "products_fp32.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr long kSide = 6, kPlaces = kSide * kSide, kTile = 4, kOutputs = kTile * kTile;
-
-// A batch of images; `places` is null, or says where in each 2x2 window of the H x W image a value of the H/2 x W/2
-// image that lies in memory belongs.
-struct Images {
-  const float* values;
-  const uint8_t* places;
-  long H, W, C;
-  // Tiles of 4x4 outputs; the last one of a side may reach beyond the border.
-  long down() const { return (H + kTile - 1) / kTile; }
-  long across() const { return (W + kTile - 1) / kTile; }
-};
-
-// What a square of `side` x `side` pixels reads: each pixel, or, of a pooled image, each 2x2 window that has a part in
-// it. Beyond the border there are zeros.
-template <bool pooled, long side>
-struct Square {
-  // A square of 4 begins with its tile, at a whole window, and one of 6 a pixel before it, so that it has half windows
-  // around it.
-  static constexpr long kBefore = side > kTile ? 1 : 0, kStep = pooled ? 2 : 1;
-  static constexpr long kAcross = pooled ? side / 2 + kBefore : side;
-  const float* values[kAcross * kAcross];
-  const uint8_t* places[pooled ? kAcross * kAcross : 1];
-
-  void locate(const Images& x, long t, const float* zeros) {
-    const long across = x.across(), down = x.down(), n = t / (across * down), H = x.H / kStep, W = x.W / kStep;
-    const long top = t / across % down * kTile / kStep - kBefore, left = t % across * kTile / kStep - kBefore;
-    for (long i = 0; i < kAcross; i++)
-      for (long j = 0; j < kAcross; j++) {
-        const long h = top + i, w = left + j, k = kAcross * i + j, at = ((n * H + h) * W + w) * x.C;
-        const bool inside = h >= 0 && h < H && w >= 0 && w < W;
-        values[k] = inside ? x.values + at : zeros;
-        // Zeros stay zeros wherever they are put, so any readable bytes serve beyond the border.
-        if (pooled) places[k] = inside ? x.places + at : reinterpret_cast<const uint8_t*>(zeros);
-      }
-  }
-
-  // Call `use` with what reads channels c to c + kLanes of the pixel at i, j, given as side * i + j.
-  template <class Use>
-  void channels(long c, Use use) const {
-    if constexpr (pooled) {
-      ints where_in[kAcross * kAcross];
-      for (long k = 0; k < kAcross * kAcross; k++) where_in[k] = load_places(places[k] + c);
-      use([&](long k) {
-        const long i = k / side + kBefore, j = k % side + kBefore, window = i / 2 * kAcross + j / 2;
-        return where(where_in[window] == static_cast<int32_t>(i % 2 * 2 + j % 2), load(values[window] + c));
-      });
-    } else {
-      use([&](long k) { return load(values[k] + c); });
-    }
-  }
-};
-
-// B' d, of six values.
-inline void transform_image(const vec (&d)[6], vec (&out)[6]) {
-  const vec odd = 2.0f * (d[3] - d[1]), even = d[4] - d[2];
-  const vec low = d[4] - 4.0f * d[2], high = d[3] - 4.0f * d[1];
-  out[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-  out[1] = low + high;
-  out[2] = low - high;
-  out[3] = even + odd;
-  out[4] = even - odd;
-  out[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
-}
-
-// A y, of four values.
-inline void transform_gradient(const vec (&y)[4], vec (&out)[6]) {
-  const vec even = y[0] + y[2], odd = y[1] + y[3], far_even = y[0] + 4.0f * y[2], far_odd = 2.0f * y[1] + 8.0f * y[3];
-  out[0] = y[0];
-  out[1] = even + odd;
-  out[2] = even - odd;
-  out[3] = far_even + far_odd;
-  out[4] = far_even - far_odd;
-  out[5] = y[3];
-}
-
-// A' m, of six values.
-inline void transform_back(const vec (&m)[6], vec (&out)[4]) {
-  const vec even = m[1] + m[2], odd = m[1] - m[2], far_even = m[3] + m[4], far_odd = m[3] - m[4];
-  out[0] = m[0] + even + far_even;
-  out[1] = odd + 2.0f * far_odd;
-  out[2] = even + 4.0f * far_even;
-  out[3] = odd + 8.0f * far_odd + m[5];
-}
-
-// G g, of three values.
-inline void transform_filter(const vec (&g)[3], vec (&out)[6]) {
-  const vec ends = (g[0] + g[2]) * (-1.0f / 6), middle = g[1] * (1.0f / 6);
-  const vec far = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), far_middle = g[1] * (1.0f / 12);
-  out[0] = g[0] * 0.25f;
-  out[1] = ends - middle;
-  out[2] = ends + middle;
-  out[3] = far + far_middle;
-  out[4] = far - far_middle;
-  out[5] = g[2];
-}
-
-// G' m, of six values.
-inline void transform_filter_gradient(const vec (&m)[6], vec (&out)[3]) {
-  const vec even = (m[1] + m[2]) * (-1.0f / 6), odd = (m[2] - m[1]) * (1.0f / 6);
-  const vec far_even = m[3] + m[4], far_odd = m[3] - m[4];
-  out[0] = m[0] * 0.25f + even + far_even * (1.0f / 24);
-  out[1] = odd + far_odd * (1.0f / 12);
-  out[2] = even + far_even * (1.0f / 6) + m[5];
-}
+using Tile = Tile4;
+constexpr long kTile = Tile::kTile, kSide = Tile::kSide, kPlaces = Tile::kPlaces, kOutputs = kTile * kTile;
 
 // [f][tile][channel], planes `plane` apart, of tiles `begin` to `end` of a block.
 template <bool pooled>
-void transform_images(const Images& x, long first, long begin, long end, const float* zeros, float* out, long plane) {
-  Square<pooled, kSide> patch;
+void transform_images(const Images<float, kTile>& x, long first, long begin, long end, const float* zeros, float* out,
+                      long plane) {
+  Square<float, kTile, pooled, kSide> patch;
   for (long t = begin; t < end; t++) {
     patch.locate(x, first + t, zeros);
     for (long c = 0; c < x.C; c += kLanes)
       patch.channels(c, [&](auto pixel) {
         both_ways<6, 6>(
             pixel, [&](long f, vec v) { store(out + f * plane + t * x.C + c, v); },
-            [](const vec(&d)[6], vec(&o)[6]) { transform_image(d, o); });
+            [](const vec(&d)[6], vec(&o)[6]) { Tile::image(d, o); });
       });
   }
 }
 
 // [f][channels / width][tile][width]: the right side of a product over the tiles of a block.
 template <bool pooled>
-void transform_gradients(const Images& y, long first, long begin, long end, long tiles, long width, const float* zeros,
-                         float* out, long plane) {
-  Square<pooled, kTile> square;
+void transform_gradients(const Images<float, kTile>& y, long first, long begin, long end, long tiles, long width,
+                         const float* zeros, float* out, long plane) {
+  Square<float, kTile, pooled, kTile> square;
   for (long t = begin; t < end; t++) {
     square.locate(y, first + t, zeros);
     for (long c = 0; c < y.C; c += kLanes) {
@@ -154,7 +52,7 @@ void transform_gradients(const Images& y, long first, long begin, long end, long
       square.channels(c, [&](auto pixel) {
         both_ways<4, 6>(
             pixel, [&](long f, vec v) { store(to + f * plane, v); },
-            [](const vec(&g)[4], vec(&o)[6]) { transform_gradient(g, o); });
+            [](const vec(&g)[4], vec(&o)[6]) { Tile::gradient(g, o); });
       });
     }
   }
@@ -187,7 +85,7 @@ void transform_filters(const float* filters, float* out, float* scale, long inpu
     for (long c = 0; c < inputs; c += kLanes) {
       vec u[kPlaces];
       both_ways<3, 6>([&](long k) { return load(filters + (o * 9 + (backwards ? 8 - k : k)) * inputs + c); },
-                      [&](long f, vec v) { u[f] = v; }, [](const vec(&g)[3], vec(&t)[6]) { transform_filter(g, t); });
+                      [&](long f, vec v) { u[f] = v; }, [](const vec(&g)[3], vec(&t)[6]) { Tile::filter(g, t); });
       if (backwards) {
         float* const to = out + c / width * kPlaces * plane + o * width + c % width;
         for (long f = 0; f < kPlaces; f++) store(to + f * plane, u[f]);
@@ -203,7 +101,7 @@ void transform_filters(const float* filters, float* out, float* scale, long inpu
 // of a pooled image and is spread while it is read; with `places_out`, y is pooled.
 void convolve(const float* x, const uint8_t* places_in, const float* filters, const float*, float* y,
               uint8_t* places_out, long N, long H, long W, long inputs, long outputs) {
-  const Images images{x, places_in, H, W, inputs};
+  const Images<float, kTile> images{x, places_in, H, W, inputs};
   const long V = vectors_of(outputs), width = kLanes * V, across = images.across(), down = images.down();
   // Products are transformed back a panel at a time: the wider it is, the less often a block is read again.
   const long panel = outputs % 64 == 0 ? 64 : outputs % 32 == 0 ? 32 : 16;
@@ -238,13 +136,13 @@ void convolve(const float* x, const uint8_t* places_in, const float* filters, co
             for (long j = 0; j < kSide; j++) {
               vec in[6], column[4];
               for (long i = 0; i < kSide; i++) in[i] = load(m + (kSide * i + j) * sum_plane + t * panel + c);
-              transform_back(in, column);
+              Tile::back(in, column);
               for (long i = 0; i < kTile; i++) half[kSide * i + j] = column[i];
             }
             for (long i = 0; i < kTile; i++) {
               vec in[6], row[4];
               for (long j = 0; j < kSide; j++) in[j] = half[kSide * i + j];
-              transform_back(in, row);
+              Tile::back(in, row);
               for (long j = 0; j < kTile; j++) out[kTile * i + j] = row[j];
             }
             if (!places_out) {
@@ -286,7 +184,7 @@ void filter_gradient_work(long inputs, long outputs, int64_t* values) {
 // says.
 void convolve_filter_gradient(const float* x, const float* y, const uint8_t* places, float* sums, float* work,
                               float* gradient, long N, long H, long W, long inputs, long outputs) {
-  const Images images{x, nullptr, H, W, inputs}, gradients{y, places, H, W, outputs};
+  const Images<float, kTile> images{x, nullptr, H, W, inputs}, gradients{y, places, H, W, outputs};
   const long V = vectors_of(outputs), width = kLanes * V, panels = outputs / width, slice = 4;
   const long tiles_of_all = N * images.down() * images.across(), size = inputs * outputs;
   const long block = gradient_block(inputs, outputs);
@@ -355,7 +253,7 @@ void convolve_filter_gradient(const float* x, const float* y, const uint8_t* pla
                         [&](long k, vec v) {
                           for (long l = 0; l < kLanes; l++) gradient[((o + l) * 9L + k) * inputs + i] = v[l];
                         },
-                        [](const vec(&m)[6], vec(&t)[3]) { transform_filter_gradient(m, t); });
+                        [](const vec(&m)[6], vec(&t)[3]) { Tile::filter_gradient(m, t); });
   }
 }
 
