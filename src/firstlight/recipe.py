@@ -86,6 +86,7 @@ class Recipe:
     on_divergence: "stop", or "halve": start again at half the rates, up to five times.
     batch_norm: over several processes "synchronised", or "ghost": each norms its share of a batch alone.
     tta_shift: pixels by which test-time augmentation moves an image; 0 does not.
+    tta_below: only images classified with a probability below this have test-time augmentation; 1: all.
     seed: seed of weights, order and augmentation.
     """
 
@@ -109,6 +110,7 @@ class Recipe:
     on_divergence: str = "stop"
     batch_norm: str = "synchronised"
     tta_shift: int = 0
+    tta_below: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -120,7 +122,8 @@ class Recipe:
         _require(min(self.sides, default=1) >= 1, f"sides must be positive, not {self.sides}")
         for key in ("average_decay", "lookahead"):
             _require(0 <= getattr(self, key) < 1, f"{key} must be in [0, 1), not {getattr(self, key)}")
-        _require(0 < self.freeze_from <= 1, f"freeze_from must be in (0, 1], not {self.freeze_from}")
+        for key in ("freeze_from", "tta_below"):
+            _require(0 < getattr(self, key) <= 1, f"{key} must be in (0, 1], not {getattr(self, key)}")
         for key in ("validation", "tta_shift", "seed"):
             _require(getattr(self, key) >= 0, f"{key} must not be negative, but is {getattr(self, key)}")
         _require(
@@ -146,7 +149,7 @@ class Recipe:
     @property
     def views(self) -> Views:
         """The views that test-time augmentation averages over: none that training would not show."""
-        return Views(any(part.mirrors for part in self.augment), self.tta_shift)
+        return Views(any(part.mirrors for part in self.augment), self.tta_shift, self.tta_below)
 
     def over(self, epochs: int) -> Recipe:
         """Return the recipe over another number of epochs, its schedule shrunk or stretched in proportion."""

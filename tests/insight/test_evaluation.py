@@ -122,6 +122,18 @@ def test_tta_is_the_weighted_mean_of_mirrored_and_moved_views() -> None:
         results.append(result.probabilities)
 
 
+@pytest.mark.parametrize("below", [0.01, 0.31, 0.35, 1.0])
+def test_only_images_of_which_the_network_is_unsure_have_other_views(below: float) -> None:
+    images, model = image_set(24), TinyNet().eval()
+    alone, all_views = (evaluate(model, images, CPU, views=views) for views in (Views(), Views(mirror=True)))
+    found = evaluate(model, images, CPU, views=Views(mirror=True, below=below), batch_size=5)
+    unsure = alone.probabilities.amax(1) < below
+    assert unsure.any() == (below > 0.01) and unsure.all() == (below == 1), "the thresholds tell images apart"
+    expected = torch.where(unsure[:, None], all_views.probabilities, alone.probabilities)
+    torch.testing.assert_close(found.probabilities, expected, rtol=1e-5, atol=1e-6)
+    assert found.tta
+
+
 def test_a_lower_precision_gives_nearly_the_same() -> None:
     images, model = image_set(12), TinyNet()
     result = evaluate(model, images, replace(CPU, precision="bf16"))

@@ -145,10 +145,12 @@ class Views:
     mirror: whether the mirror image is a view.
     shift: pixels; half of the weight goes to the same views moved towards the top left and the bottom right,
         edges mirrored (Jordan 2024, arXiv 2404.00498, section 3.5); 0 moves none.
+    below: only an image whose highest probability, of itself alone, is below this has other views; 1: every.
     """
 
     mirror: bool = False
     shift: int = 0
+    below: float = 1.0
 
     def __len__(self) -> int:
         return (2 if self.mirror else 1) * (3 if self.shift else 1)
@@ -185,10 +187,24 @@ def evaluate(
     rows = []
     with inference(model), machine.autocast():
         for batch in in_order(images, batch_size or images_at_once(images.images.shape), machine):
-            parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in views(batch)]
-            rows.append(torch.stack(parts).sum(0).cpu())
+            rows.append(_probabilities(model, batch, views).cpu())
     rows = machine.ranks.interleave(rows)
     return Evaluation(images.classes, images.labels, torch.cat(rows), images.names, len(views) > 1)
+
+
+def _probabilities(model: nn.Module, images: Tensor, views: Views) -> Tensor:
+    """Return those of a batch, fp32, N×K."""
+    alone = torch.softmax(model(images).float(), dim=1)
+    if len(views) == 1:
+        return alone
+    unsure = torch.nonzero(alone.amax(1) < views.below).flatten() if views.below < 1 else ...
+    chosen = images[unsure].contiguous(memory_format=torch.channels_last)
+    if not len(chosen):
+        return alone
+    (_, share), *others = views(chosen)
+    parts = [weight * torch.softmax(model(view).float(), dim=1) for view, weight in others]
+    alone[unsure] = torch.stack([share * alone[unsure], *parts]).sum(0)
+    return alone
 
 
 @contextlib.contextmanager
