@@ -25,6 +25,7 @@ from tests.machine import plain_twin
 from tests.machine.plain_twin import (
     BF16,
     LAYOUT,
+    NORM,
     check_convolution,
     check_norm,
     error,
@@ -124,12 +125,16 @@ def test_the_largest_sums_there_can_be_do_not_overflow(stride: int, compiled: No
     assert all(error(one, other) < 0.05 for one, other in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize(("stride", "pool"), [(1, True), (2, False)])
-def test_any_number_of_threads_gives_the_same_bits(stride: int, pool: bool, compiled: None) -> None:
-    images = drawn("images", 5, 48, 12, 12).requires_grad_()
+@pytest.mark.parametrize(
+    ("stride", "pool", "side"), [(1, True, 12), (1, True, 6), (1, True, 10), (2, False, 12)]
+)
+def test_any_number_of_threads_gives_the_same_bits(
+    stride: int, pool: bool, side: int, compiled: None
+) -> None:
+    images = drawn("images", 5, 48, side, side).requires_grad_()
     weight = drawn("weight", 80, 48, 3, 3).float().requires_grad_()
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4):
         with on_threads(threads):
             result = convolution.convolve(images, weight, stride, pool=pool)
             found.append([result, *torch.autograd.grad(result.sum(), (images, weight))])
@@ -188,6 +193,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(library.Kernels, "call", note)
     return seen
+
+
+def test_an_activation_alone_takes_them_where_no_gradient_passes(
+    compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gelu, images = ACTIVATIONS["gelu"](), drawn("images", 2, 32, 5, 4)
+    seen = calls(monkeypatch)
+    found = gelu(images)
+    assert seen == ["norm_activate"] and found.is_contiguous(memory_format=LAYOUT)
+    assert error(found, F.gelu(images.double(), approximate="tanh")) < NORM[BF16]
+    for other in (images.float(), images[:, :5], images.clone().requires_grad_()):
+        torch.testing.assert_close(gelu(other), F.gelu(other, approximate="tanh"), rtol=0, atol=0)
+    assert seen == ["norm_activate"]
 
 
 def filter_gradients(names: list[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,20 @@ from firstlight.errors import InputError
 from firstlight.machine.kernels import convolution, normalisation
 from firstlight.models.fused import FusedConv
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "gelu": partial(nn.GELU, approximate="tanh"),
-}
+
+class GELU(nn.GELU):
+    """GELU in its tanh form; in bf16 on a CPU by a compiled kernel, where no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad) and normalisation.activates(x):
+            return normalisation.activate(x, self)
+        return super().forward(x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": GELU}
 
 
 def check_choices(activation: str, logit_scale: float = 1.0) -> None:

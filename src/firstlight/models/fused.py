@@ -144,7 +144,7 @@ def _fuse_sequence(sequence: nn.Sequential, has_kernels: bool) -> None:
             continue
         norm = second if isinstance(second, nn.BatchNorm2d) else None
         activation = second if norm is None else third
-        if type(activation) not in (nn.ReLU, nn.SiLU, nn.GELU):
+        if not isinstance(activation, (nn.ReLU, nn.SiLU, nn.GELU)):
             activation = None
         sequence[index] = FusedConv(conv, norm, activation, has_kernels=has_kernels).eval()
         for place in range(index + 1, index + 1 + (norm is not None) + (activation is not None)):

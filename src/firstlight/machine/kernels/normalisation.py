@@ -86,6 +86,29 @@ def norm_activate(
     )
 
 
+def activates(images: Tensor) -> bool:
+    """Whether `activate` takes images like these: bf16, channels-last, on a CPU that has the kernels."""
+    return (
+        images.dtype == torch.bfloat16
+        and images.device.type == "cpu"
+        and images.ndim == 4
+        and images.shape[1] % 16 == 0
+        and images.is_contiguous(memory_format=_LAYOUT)
+        and bool(load(torch.bfloat16))
+    )
+
+
+def activate(images: Tensor, activation: nn.Module) -> Tensor:
+    """Return activation(images), N×C×H×W, where no gradient passes. Call it where `activates` is true."""
+    coefficients = _coefficients(activation)
+    assert coefficients is not None
+    channels = images.shape[1]
+    result, size = torch.empty_like(images), (images.numel() // channels, channels)
+    unchanged = torch.ones(channels), torch.zeros(channels)
+    load(images.dtype).call("norm_activate", images, None, *unchanged, result, *size, *coefficients)
+    return result
+
+
 def affine_activate_(
     images: Tensor, scale: Tensor, shift: Tensor, activation: nn.Module | None, branch: Tensor | None = None
 ) -> Tensor:
