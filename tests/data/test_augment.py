@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from tiny import global_random_states, random_images
 from torch import Tensor
 
-from firstlight.data.augment import Augmentation, Crop, Cutout, FlipLR, augment, normalise
+from firstlight.data.augment import Augmentation, Crop, Cutout, FlipLR, Jitter, augment, normalise
 from firstlight.errors import InputError
 from firstlight.machine.streams import stream
 
@@ -83,6 +84,27 @@ def test_cutout_is_a_whole_square_of_zeros(
     assert (cut == 0).flatten(2).sum(2).unique().tolist() == [size * size]
 
 
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@sizes
+def test_jitter_changes_contrast_and_brightness_of_each_image_by_its_draw(
+    shape: tuple[int, int, int], dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    spec = Jitter(contrast=0.2, brightness=0.5)
+    draws = sample(spec, 3000, *shape[1:])
+    assert draws.amin(0).tolist() == [-1000, -1000] and draws.amax(0).tolist() == [1000, 1000]
+    assert draws.double().mean(0).abs().max() < 50 and draws.double().std(0).sub(577).abs().max() < 20
+    images = normalise(random_images(20, *shape), MEAN, STD, dtype).to(memory_format=layout)
+    changed = spec.apply(images, draws[:20])
+    assert changed.dtype == dtype and changed.is_contiguous(memory_format=layout)
+    contrast, brightness = draws[:20].double().mul(0.001).T.reshape(2, 20, 1, 1, 1)
+    expected = (1 + 0.2 * contrast) * images.double() + 0.5 * brightness
+    torch.testing.assert_close(
+        changed, expected.to(dtype), rtol=2**-7 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
+    assert torch.equal(Jitter(0.0, 0.0).apply(images, draws[:20]), images)
+
+
 @pytest.mark.parametrize(
     ("spec", "size", "choices"),
     [
@@ -144,6 +166,9 @@ def test_impossible_settings_are_refused() -> None:
             Crop(size, pad=pad, padding=padding)
     with pytest.raises(InputError):
         Cutout(0)
+    for contrast, brightness in ((1.0, 0.1), (-0.1, 0.1), (0.1, -0.1), (0.1, math.nan)):
+        with pytest.raises(InputError):
+            Jitter(contrast, brightness)
 
 
 def test_what_is_too_large_for_the_image_is_refused() -> None:

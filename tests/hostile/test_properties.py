@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tiny import image_set
 
-from firstlight.data.augment import Crop, Cutout, FlipLR
+from firstlight.data.augment import Crop, Cutout, FlipLR, Jitter
 from firstlight.data.image_files import open_upright
 from firstlight.errors import InputError, printable
 from firstlight.machine.streams import stream
@@ -77,7 +77,7 @@ def test_draws_depend_on_seed_and_epoch_alone_and_keep_the_size(
     seed: int, epoch: int, alternate: bool
 ) -> None:
     images = image_set(6).images
-    for part in (FlipLR(alternate), Cutout(3), Crop(8, 2)):
+    for part in (FlipLR(alternate), Cutout(3), Jitter(0.1, 0.1), Crop(8, 2)):
         both = [part.sample(torch.arange(6), 8, 8, lambda e: stream(seed, e), epoch) for _ in range(2)]
         assert torch.equal(*both)
         if not part.on_normalised:

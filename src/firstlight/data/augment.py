@@ -5,6 +5,7 @@ Draws are int64 tensors with one row an image, so they can be saved, shown and r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -178,6 +179,39 @@ class Cutout(Augmentation):
         columns = (column >= left) & (column < left + self.size)
         # `masked_fill` would lose the channels-last layout.
         return torch.where(rows & columns, torch.zeros((), dtype=images.dtype, device=images.device), images)
+
+
+@dataclass(frozen=True)
+class Jitter(Augmentation):
+    """Changes contrast and brightness of the whole image, each by a factor or sum drawn evenly for it.
+
+    A normalised image x becomes (1 + c) x + b: the contrast changes about the mean of the set.
+
+    contrast: the largest |c|, below 1.
+    brightness: the largest |b|, in standard deviations of the set's pixels.
+    """
+
+    contrast: float
+    brightness: float
+
+    on_normalised: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, ...]] = ("contrast ‰", "brightness ‰")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.contrast < 1:
+            raise InputError(f"contrast must be in [0, 1), not {self.contrast:g}")
+        if not 0 <= self.brightness < math.inf:
+            raise InputError(f"brightness must not be negative, but is {self.brightness:g}")
+
+    def sample(self, order: Tensor, height: int, width: int, stream: Stream, epoch: int) -> Tensor:
+        """Draw thousandths of the largest changes."""
+        return torch.randint(-1000, 1001, (len(order), 2), generator=stream(epoch))
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        contrast, brightness = (draws / 1000.0).view(-1, 2, 1, 1, 1).unbind(1)
+        wide = images.float()
+        changed = torch.addcmul(self.brightness * brightness, wide, 1 + self.contrast * contrast)
+        return changed.to(images.dtype)
 
 
 def normalise(
