@@ -47,13 +47,7 @@ def score(job: Job) -> dict[str, float]:
     assert job.validation is not None
     state = job.state()
     for tick in fit(
-        state,
-        job.batches,
-        job.schedule(),
-        epochs=recipe.epochs,
-        machine=machine,
-        objective=recipe.objective,
-        freeze_from=recipe.freeze_from,
+        state, job.batches, job.schedule(), epochs=recipe.epochs, machine=machine, objective=recipe.objective
     ):
         if tick.epoch is not None:
             print(f"  {tick.epoch}", flush=True)

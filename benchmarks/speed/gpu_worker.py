@@ -72,7 +72,6 @@ class Trainer:
             machine=machine,
             objective=recipe.objective,
             step=self.step,
-            freeze_from=recipe.freeze_from,
         ):
             last = tick.epoch
         watch.pause()
@@ -125,9 +124,6 @@ def restart(state: Any, model: Any) -> None:
     if state.average is not None:
         state.average.module.load_state_dict(model.state_dict())
         state.average.n_averaged.zero_()
-    if state.lookahead is not None:
-        for name, value in state.lookahead.slow.items():
-            value.copy_(model.state_dict()[name])
     for slots in state.optimizer.state.values():  # all of it begins at zero
         for value in slots.values():
             if isinstance(value, torch.Tensor):

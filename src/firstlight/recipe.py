@@ -79,8 +79,6 @@ class Recipe:
     epochs: how often every image is shown.
     sides: image sides of the first epochs, one for each (progressive resizing); later ones are whole.
     average_decay: decay of the moving average of the weights, in a step; 0 keeps none.
-    lookahead: decay of the slow weights, in a step; see `training.lookahead`; 0 keeps none.
-    freeze_from: share of the steps after which the network's first stage learns no more; 1 freezes none.
     validation: number of training images held out, stratified; 0 trains on all.
     best_on_validation: keep the weights of the epoch that was best on validation, instead of the last.
     on_divergence: "stop", or "halve": start again at half the rates, up to five times.
@@ -103,8 +101,6 @@ class Recipe:
     epochs: int = 24
     sides: tuple[int, ...] = ()
     average_decay: float = 0.0
-    lookahead: float = 0.0
-    freeze_from: float = 1.0
     validation: int = 1000
     best_on_validation: bool = False
     on_divergence: str = "stop"
@@ -120,10 +116,8 @@ class Recipe:
             _require(getattr(self, key) >= 1, f"{key} must be at least 1, not {getattr(self, key)}")
         self.schedule.check(self.epochs)
         _require(min(self.sides, default=1) >= 1, f"sides must be positive, not {self.sides}")
-        for key in ("average_decay", "lookahead"):
-            _require(0 <= getattr(self, key) < 1, f"{key} must be in [0, 1), not {getattr(self, key)}")
-        for key in ("freeze_from", "tta_below"):
-            _require(0 < getattr(self, key) <= 1, f"{key} must be in (0, 1], not {getattr(self, key)}")
+        _require(0 <= self.average_decay < 1, f"average_decay must be in [0, 1), not {self.average_decay}")
+        _require(0 < self.tta_below <= 1, f"tta_below must be in (0, 1], not {self.tta_below}")
         for key in ("validation", "tta_shift", "seed"):
             _require(getattr(self, key) >= 0, f"{key} must not be negative, but is {getattr(self, key)}")
         _require(

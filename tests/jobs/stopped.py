@@ -19,7 +19,6 @@ PROCESSES = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else
 SMALL: dict[str, Any] = {
     **{"train": 240, "test": 60, "width": 2, "batch_size": 20, "epochs": 3, "peak_lr": 0.05},
     **{"min_lr": 0.001, "device": "cpu", "precision": "fp32", "average_decay": 0.9},
-    **{"lookahead": 0.9, "freeze_from": 0.5},
     **{"validation": 40, "best_on_validation": True, "checkpoint_minutes": 0.0},
 }
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -31,15 +30,12 @@ def batches(batch_size: int = 6) -> Batches:
     return Batches(image_set(24), batch_size, (Crop(8, pad=2), FlipLR()), seed=0, machine=CPU)
 
 
-def fresh(seed: int = 0, spec: OptimizerSpec = SGD(), **averages: float) -> TrainState:
-    return TrainState.create(TinyNet(seed=seed), spec, CPU, **averages)
+def fresh(seed: int = 0, spec: OptimizerSpec = SGD(), average_decay: float = 0.0) -> TrainState:
+    return TrainState.create(TinyNet(seed=seed), spec, CPU, average_decay=average_decay)
 
 
-def training(
-    state: TrainState, *, tick_seconds: float = FOREVER, epochs: int = 3, freeze_from: float = 1.0
-) -> Iterator[Tick]:
-    how = {"tick_seconds": tick_seconds, "freeze_from": freeze_from}
-    return fit(state, batches(), SCHEDULE, epochs=epochs, machine=CPU, **how)
+def training(state: TrainState, *, tick_seconds: float = FOREVER, epochs: int = 3) -> Iterator[Tick]:
+    return fit(state, batches(), SCHEDULE, epochs=epochs, machine=CPU, tick_seconds=tick_seconds)
 
 
 def minimised(
@@ -172,25 +168,23 @@ def losses_of(ticks: Iterable[Tick]) -> list[tuple[int, float, float]]:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 8, 11])
-@pytest.mark.parametrize(
-    ("averages", "freeze_from"), [({}, 1.0), ({"average_decay": 0.9}, 1.0), ({"lookahead": 0.8}, 0.5)]
-)
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
 def test_a_run_goes_on_from_any_step_to_the_same_bits_whatever_happens_at_its_ticks(
-    stop: int, averages: dict[str, float], freeze_from: float
+    stop: int, average_decay: float
 ) -> None:
     before = global_random_states()
-    whole, first, second = (fresh(seed, **averages) for seed in (0, 0, 1))
-    expected = losses_of(training(whole, freeze_from=freeze_from))
+    whole, first, second = (fresh(seed, average_decay=average_decay) for seed in (0, 0, 1))
+    expected = losses_of(training(whole))
 
-    ticks = training(first, tick_seconds=0.0, freeze_from=freeze_from)
+    ticks = training(first, tick_seconds=0.0)
     seen = [next(ticks) for _ in range(stop)]
     ticks.close()  # type: ignore[attr-defined]
     assert first.step == stop
     restore(second, capture(first))
-    for tick in training(second, tick_seconds=0.0, freeze_from=freeze_from):
+    for tick in training(second, tick_seconds=0.0):
         seen.append(tick)
         second.model.eval()
-    list(training(first, freeze_from=freeze_from))
+    list(training(first))
     assert global_random_states() == before
     for state in (first, second):
         torch.testing.assert_close(capture(state).tensors, capture(whole).tensors, rtol=0, atol=0)
@@ -212,47 +206,6 @@ def test_the_best_epoch_is_restored_and_a_checkpoint_of_another_run_is_refused()
     for captured in (capture(fresh()), capture(TrainState.create(TinyNet(5), SGD(), CPU))):
         with pytest.raises(InputError, match="the checkpoint does not fit this run"):
             restore(again, captured)
-    with pytest.raises(InputError, match="the checkpoint does not fit this run"):
-        restore(fresh(lookahead=0.9), capture(fresh()))
-
-
-def test_slow_weights_follow_the_formula_and_are_what_is_left() -> None:
-    state, by_hand = fresh(lookahead=0.8), fresh()
-    for _ in training(state):
-        pass
-    slow = numbers(by_hand.model)
-    ticks = training(by_hand, tick_seconds=0.0)
-    for step in range(1, 13):
-        next(ticks)
-        if step in (5, 10, 12):
-            kept = 1.0 if step == 12 else 0.8**5 * (step / 12) ** 3
-            for name, value in by_hand.model.state_dict().items():
-                if name in slow:
-                    slow[name] = kept * slow[name] + (1 - kept) * value
-                    value.copy_(slow[name])
-    torch.testing.assert_close(numbers(state.model), slow)
-    assert not torch.equal(state.model.linear.weight, next(iter(fresh().model.linear.parameters())))
-
-
-def test_the_first_stage_is_frozen_for_the_last_share_of_the_steps() -> None:
-    state = fresh()
-    kept: list[list[Tensor]] = []
-    for _ in training(state, tick_seconds=0.0, freeze_from=0.7):  # step 8.4 of 12: before the tenth
-        kept.append([value.clone() for value in state.model.state_dict().values()])
-    moved = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in pairwise(kept)]
-    names = list(state.model.state_dict())
-    early = {"conv.weight", "conv.bias"}
-    for step, changes in enumerate(moved, 2):
-        assert {name for name, change in zip(names, changes, strict=True) if not change} == (
-            early if step > 9 else set()
-        )
-    assert all(weight.requires_grad for weight in state.model.parameters()), "and thawed afterwards"
-
-
-def test_a_network_of_one_stage_cannot_be_frozen() -> None:
-    state = TrainState.create(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), SGD(), CPU)
-    with pytest.raises(InputError, match="freeze_from: the network has one stage alone"):
-        list(training(state, freeze_from=0.5))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -24,7 +24,7 @@ from firstlight.machine.limits import quota_words
 from firstlight.machine.machine import Machine, choose, operations_on
 from firstlight.machine.ranks import ALONE
 from firstlight.machine.streams import seeded, stream
-from firstlight.models.network import count_parameters, early_weights, evaluating, prepare, set_normalisation
+from firstlight.models.network import count_parameters, evaluating, prepare, set_normalisation
 from firstlight.recipe import Recipe
 from firstlight.recipes import command
 from firstlight.training.graph import steps_on
@@ -86,8 +86,6 @@ class Job:
         sample = train.images[:: -(-len(train) // _PREPARED_WITH)]
         set_normalisation(model, train.mean, train.std)
         prepare(model, normalise(sample, train.mean, train.std))
-        if recipe.freeze_from < 1:
-            early_weights(model)
         machine.place(model)
         return cls(recipe, machine, train, validation, test, batches, model)
 
@@ -126,11 +124,7 @@ class Job:
         """Return the state of a training of the network, at step 0."""
         recipe = self.recipe
         state = TrainState.create(
-            self.model,
-            recipe.optimizer,
-            self.machine,
-            average_decay=recipe.average_decay,
-            lookahead=recipe.lookahead,
+            self.model, recipe.optimizer, self.machine, average_decay=recipe.average_decay
         )
         if recipe.best_on_validation:
             state.best = Best()

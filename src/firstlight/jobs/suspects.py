@@ -127,16 +127,8 @@ def trained(job: Job, quiet: bool = False) -> torch.nn.Module:
     """Train a job's network from its beginning to its end; nothing is kept on disk."""
     state, machine, objective = job.state(), job.machine, job.recipe.objective
     step = choose_step(state, machine)
-    ticks = fit(
-        state,
-        job.batches,
-        job.schedule(),
-        epochs=job.recipe.epochs,
-        machine=machine,
-        objective=objective,
-        step=step,
-        freeze_from=job.recipe.freeze_from,
-    )
+    schedule, epochs = job.schedule(), job.recipe.epochs
+    ticks = fit(state, job.batches, schedule, epochs=epochs, machine=machine, objective=objective, step=step)
     with Progress(len(job.batches), job.costs, quiet=quiet, lines=False) as progress:
         for tick in ticks:
             progress.update(tick)

@@ -201,7 +201,6 @@ def _fit(
             objective=recipe.objective,
             step=step,
             batch_norm=recipe.batch_norm,
-            freeze_from=recipe.freeze_from,
         ):
             if tick.epoch is not None:
                 tick = dataclasses.replace(tick, epoch=validated(tick.epoch, job, state))

@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from firstlight.errors import InputError
 from firstlight.machine.kernels.library import load
 from firstlight.models.blocks import Residual
 
@@ -103,21 +102,6 @@ def endpoints(model: nn.Module) -> Mapping[str, nn.Module]:
     """Name the modules that Grad-CAM can look at: those of `model.endpoints()`, else its direct children."""
     method = getattr(model, "endpoints", None)
     return method() if method is not None else dict(model.named_children())
-
-
-def early_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return what the first stage of a network learns: the first endpoint that learns anything.
-
-    Raises InputError where no other learns.
-    """
-    learned = [weight for weight in model.parameters() if weight.requires_grad]
-    for module in endpoints(model).values():
-        early = [weight for weight in module.parameters() if weight.requires_grad]
-        if early:
-            break
-    if not learned or len(early) == len(learned):
-        raise InputError("freeze_from: the network has one stage alone", "Set freeze_from=1 to freeze none.")
-    return early
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,7 @@ def _misfit(machine: Machine) -> str:
 
 
 class GraphStep:
-    """Takes the steps of one state by CUDA graphs; called as `train_step` is.
-
-    There is one graph for each shape of a batch and set of weights that learn.
+    """Takes the steps of one state by CUDA graphs, one for each shape of a batch; called as `train_step` is.
 
     Learning rate and step number are tensors on the device, so that a graph serves the whole schedule. The
     loss that a step returns is overwritten by the next. Where a step cannot be captured, as of a network that
@@ -67,7 +65,7 @@ class GraphStep:
         self._state = state
         self._lr = torch.zeros((), device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
-        self._replays: dict[tuple[torch.Size, Objective, int], Replay] = {}
+        self._replays: dict[tuple[torch.Size, Objective], Replay] = {}
         self.fits = True
 
     def __call__(
@@ -82,7 +80,7 @@ class GraphStep:
         assert state is self._state, "a graph belongs to the tensors that it was captured with"
         self._lr.fill_(lr)
         self._step.fill_(state.step)
-        key = images.shape, objective, sum(weight.requires_grad for weight in state.model.parameters())
+        key = images.shape, objective
         # The very first step makes the optimizer's memory, which a capture then finds in its place.
         if key not in self._replays and state.step and self.fits:
             try:

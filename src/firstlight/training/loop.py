@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from firstlight.errors import Diverged, InputError
 from firstlight.machine.clock import Stopwatch
 from firstlight.machine.machine import Machine
-from firstlight.models.network import early_weights
 from firstlight.models.synchronised_norm import SynchronisedBatchNorm2d, synchronised
 from firstlight.training.history import Epoch
 from firstlight.training.objective import Objective, uphill
@@ -186,7 +185,6 @@ def fit(
     step: Step = train_step,
     tick_seconds: float = 1.0,
     batch_norm: str = "synchronised",
-    freeze_from: float = 1.0,
 ) -> Iterator[Tick]:
     """Train from where `state` is to the end of `epochs`, and yield a `Tick` about every `tick_seconds`.
 
@@ -196,32 +194,12 @@ def fit(
 
     batch_norm: over several ranks "synchronised", or "ghost": each rank's own. The ranks tick at the same
     steps, and compare their weights at the end of each epoch; raises RunFailed where they differ.
-
-    freeze_from: share of all steps after which the network's first stage learns no more; see `early_weights`.
     """
-    with contextlib.ExitStack() as held:
-        if not machine.ranks.alone and batch_norm == "synchronised":
-            held.enter_context(synchronised(state.model))
-        freeze = held.enter_context(_freezing(state.model, freeze_from * epochs * len(batches)))
-        yield from _fit(state, batches, schedule, epochs, machine, objective, step, tick_seconds, freeze)
-
-
-@contextlib.contextmanager
-def _freezing(model: nn.Module, first: float) -> Iterator[Callable[[int], None]]:
-    """Give what freezes the network's first stage once it is called with step `first` or a later one."""
-    early: list[nn.Parameter] = []
-
-    def freeze(step: int) -> None:
-        if step >= first and not early:
-            early.extend(early_weights(model))
-            for weight in early:
-                weight.requires_grad_(False)
-
-    try:
-        yield freeze
-    finally:
-        for weight in early:
-            weight.requires_grad_(True)
+    if not machine.ranks.alone and batch_norm == "synchronised":
+        with synchronised(state.model):
+            yield from _fit(state, batches, schedule, epochs, machine, objective, step, tick_seconds)
+    else:
+        yield from _fit(state, batches, schedule, epochs, machine, objective, step, tick_seconds)
 
 
 def _fit(
@@ -233,7 +211,6 @@ def _fit(
     objective: Objective,
     step: Step,
     tick_seconds: float,
-    freeze: Callable[[int], None],
 ) -> Iterator[Tick]:
     steps, state.batch_size, ranks = epochs * len(batches), batches.batch_size, machine.ranks
     watch = Stopwatch(machine)
@@ -249,10 +226,7 @@ def _fit(
         watch.start()
         for images, labels in batches.epoch(epoch, first):
             lr = schedule(state.step)
-            freeze(state.step)
             step(state, images, labels, lr, objective, machine)
-            if state.lookahead is not None:
-                state.lookahead.update(state.model, state.step, steps)
             ended = state.step % len(batches) == 0
             elapsed = time.perf_counter() - last_tick
             if not ended and (elapsed < tick_seconds if ranks.alone else state.step < next_tick):

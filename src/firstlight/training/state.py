@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from firstlight.errors import InputError
 from firstlight.machine.machine import Machine
 from firstlight.machine.ranks import Ranks
-from firstlight.training.lookahead import Lookahead
 from firstlight.training.optimizers import OptimizerSpec
 
 
@@ -43,7 +42,7 @@ class TrainState:
     first_loss: on the device; the loss of the first step, infinite before it.
     first_bad_step: on the device; the first step whose loss was out of bounds, -1 while there is none.
     seconds: training time so far. best: None where no epoch is chosen on validation images.
-    batch_size: images of a step, over all ranks; `fit` sets it. lookahead: None without slow weights.
+    batch_size: images of a step, over all ranks; `fit` sets it.
     """
 
     model: nn.Module
@@ -57,22 +56,14 @@ class TrainState:
     seconds: float = 0.0
     best: Best | None = None
     batch_size: int = 0
-    lookahead: Lookahead | None = None
 
     @classmethod
     def create(
-        cls,
-        model: nn.Module,
-        optimizer: OptimizerSpec,
-        machine: Machine,
-        *,
-        average_decay: float = 0.0,
-        lookahead: float = 0.0,
+        cls, model: nn.Module, optimizer: OptimizerSpec, machine: Machine, *, average_decay: float = 0.0
     ) -> TrainState:
         """Move a model to the machine and return its state at step 0.
 
         average_decay: decay per step of the exponential moving average of the weights; 0 for no average.
-        lookahead: decay per step of `Lookahead`'s slow weights; 0 for none.
         """
         device = machine.device
         machine.place(model)
@@ -87,7 +78,6 @@ class TrainState:
             sums=torch.zeros(3, device=device),
             first_loss=torch.full((), math.inf, device=device),
             first_bad_step=torch.full((), -1, dtype=torch.int64, device=device),
-            lookahead=Lookahead(model, lookahead) if lookahead else None,
         )
 
     @property
@@ -109,8 +99,6 @@ def capture(state: TrainState) -> Captured:
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
-    if state.lookahead is not None:
-        tensors |= {f"slow.{name}": value for name, value in state.lookahead.slow.items()}
     plain: dict[str, Any] = {}
     for index, slots in state.optimizer.state_dict()["state"].items():
         for slot, value in slots.items():
@@ -139,10 +127,6 @@ def restore(state: TrainState, captured: Captured) -> None:
         state.model.load_state_dict(_part(tensors, "model."))
         if state.average is not None:
             state.average.load_state_dict(_part(tensors, "average."))
-        if state.lookahead is not None:
-            slow = _part(tensors, "slow.")
-            for name, value in state.lookahead.slow.items():
-                value.copy_(slow[name])
         _restore_optimizer(state, _part(tensors, "optimizer."), facts["optimizer"])
         state.sums.copy_(tensors["sums"])
         # Checkpoints of earlier versions have no first loss; the next one stands for it.
