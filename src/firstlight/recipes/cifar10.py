@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firstlight.data.augment import Crop, Cutout, FlipLR, Jitter
+from firstlight.data.augment import Crop, Cutout, FlipLR
 from firstlight.data.cifar10 import Cifar10
 from firstlight.models.custom_resnet import CustomResNetSpec
 from firstlight.models.fast_net import FastNetSpec
@@ -72,23 +72,13 @@ def fast() -> Recipe:
         name="cifar10.fast",
         data=Cifar10(),
         model=FastNetSpec(),
-        augment=(
-            Crop(32, pad=2, padding="reflect"),
-            FlipLR(alternate=True),
-            Jitter(contrast=0.13, brightness=0.13),
-        ),
-        optimizer=Muon(
-            momentum=0.8,
-            bias_lr_factor=240.0,
-            linear_lr_factor=16.0,
-            weight_decay=0.05,
-            bias_decay_factor=0.5,
-        ),
+        augment=(Crop(32, pad=2, padding="reflect"), FlipLR(alternate=True)),
+        optimizer=Muon(momentum=0.8, bias_lr_factor=240.0, linear_lr_factor=16.0, weight_decay=0.05),
         schedule=OneCycle(peak_epoch=0.02, peak_lr=0.1, min_lr=0.001),
         objective=Objective(label_smoothing=0.2),
         batch_size=500,
         epochs=10,
-        sides=(16, 16, 24, 24, 24),
+        sides=(24,) * 5,
         validation=0,
         tta_shift=1,
         tta_below=0.7,

@@ -140,7 +140,6 @@ class Muon:
     linear_lr_factor: factor on the schedule's learning rate for linear layers.
     other_momentum: decay of the running sum of the other weights' gradients, in a step.
     weight_decay: a step at the schedule's learning rate r multiplies all weights but filters by 1 - r × this.
-    bias_decay_factor: factor on weight_decay for what bias_lr_factor is for.
     """
 
     momentum: float = 0.6
@@ -148,12 +147,10 @@ class Muon:
     linear_lr_factor: float = 1.0
     other_momentum: float = 0.85
     weight_decay: float = 0.0
-    bias_decay_factor: float = 1.0
     usual: ClassVar[UsualRate] = UsualRate(0.06, 0.45, -0.3)
 
     def __post_init__(self) -> None:
-        names = ("bias_lr_factor", "linear_lr_factor", "bias_decay_factor")
-        factors = {name: getattr(self, name) for name in names}
+        factors = {"bias_lr_factor": self.bias_lr_factor, "linear_lr_factor": self.linear_lr_factor}
         _check(self.weight_decay, factors, momentum=self.momentum, other_momentum=self.other_momentum)
 
     def __call__(
@@ -166,12 +163,7 @@ class Muon:
         )
         groups: list[dict[str, Any]] = [
             {"params": filters, "momentum": self.momentum, "orthogonal": True},
-            {
-                "params": vectors,
-                "lr_factor": self.bias_lr_factor,
-                **others,
-                "weight_decay": self.weight_decay * self.bias_decay_factor,
-            },
+            {"params": vectors, "lr_factor": self.bias_lr_factor, **others},
             {"params": matrices, "lr_factor": self.linear_lr_factor, **others},
         ]
         return _Muon([group for group in groups if group["params"]], lr)
