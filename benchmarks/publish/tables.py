@@ -38,7 +38,8 @@ def best(tables: Tables) -> str:
     plus = max(_by_chip("cifar10.assignment_plus", tables), key=lambda group: group.accuracy(tta=False).mean)
     fast = min(_by_chip("cifar10.fast", tables), key=lambda group: group.seconds(tta=True))
     loops = yardsticks(tables).items()
-    ratios = " and ".join(f"**{loop['ratio']} times** on {short(chip)}" for chip, loop in loops)
+    *others, last = (f"**{loop['ratio']} times** on {short(chip)}" for chip, loop in loops)
+    ratios = " and ".join([*filter(None, [", ".join(others)]), last])
     minutes, seconds = plus.seconds(tta=False) / 60, fast.seconds(tta=True)
     lines = [
         f"{_accuracy(plus, tta=False)} without test-time augmentation, {minutes:.0f} min: `{plus.recipe}`, "
