@@ -86,10 +86,9 @@ def _shown(tables: Tables) -> list[Group]:
     shown: dict[tuple[str, ...], Group] = {}
     for group in groups(tables):
         key = group.recipe, group.newest["epochs"], group.hardware, group.newest["precision"]
-        whole = (
-            group.recipe.startswith("cifar10.") and "," not in group.recipe
-        )  # behind a comma: what differs
-        if whole and len(group.runs) >= len(shown.get(key, group).runs):
+        # Behind a comma stands what differs from the recipe.
+        is_recipe = group.recipe.startswith("cifar10.") and "," not in group.recipe
+        if is_recipe and len(group.runs) >= len(shown.get(key, group).runs):
             shown[key] = group
     return list(shown.values())
 
