@@ -38,15 +38,16 @@ def best(tables: Tables) -> str:
     plus = max(_by_chip("cifar10.assignment_plus", tables), key=lambda group: group.accuracy(tta=False).mean)
     fast = min(_by_chip("cifar10.fast", tables), key=lambda group: group.seconds(tta=True))
     loops = yardsticks(tables).items()
-    *others, last = (f"**{loop['ratio']} times** on {short(chip)}" for chip, loop in loops)
-    ratios = " and ".join([*filter(None, [", ".join(others)]), last])
+    ratios = sorted((float(loop["ratio"]), short(chip)) for chip, loop in loops)
+    ends = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio, _ in (ratios[0], ratios[-1])))
+    chips = ", ".join(chip for _, chip in ratios)
     minutes, seconds = plus.seconds(tta=False) / 60, fast.seconds(tta=True)
     lines = [
         f"{_accuracy(plus, tta=False)} without test-time augmentation, {minutes:.0f} min: `{plus.recipe}`, "
         f"2 cores of an {short(plus.hardware)}",
         f"{_accuracy(fast, tta=True)} with test-time augmentation, **{seconds:.0f} s**: `{fast.recipe}`, "
         f"2 cores of an {short(fast.hardware)}",
-        f"{ratios} as fast as the same training in plain PyTorch",
+        f"**{ends} times** as fast as the same training in plain PyTorch ({chips})",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
