@@ -36,7 +36,7 @@ Batch = tuple[Tensor, Tensor]
 
 def small_tiles() -> patch:  # type: ignore[valid-type]
     """Have gradients computed in the tiles of outputs."""
-    return patch.object(convolution, "_large_tile", lambda *of: None)
+    return patch.object(convolution, "large_tile", lambda *of: None)
 
 
 def gradients(model: nn.Module, batch: Batch, objective: Objective, machine: Machine) -> list[Tensor]:

@@ -2,8 +2,9 @@
 
 Two limits for each operation: its products at the rate of the registers, and its bytes at the rate of memory,
 reading each input and writing each result once. An operation takes at least the longer of the two.
-- A convolution: the products that its kernel makes, 2.25 times fewer than a direct one in 16 bits and 4 times
-  fewer in fp32, and all of them where torch convolves; three times a step, of the images themselves twice.
+- A convolution: the products that its kernel makes, 2.25 times fewer than a direct one by Winograd tiles of two
+  outputs a side and 4 times fewer by tiles of four, and all of them where torch convolves; three times a step,
+  of the images themselves twice.
 - A norm with its activation: it reads its input twice and writes once, and backwards reads two tensors twice
   and writes one.
 What the limits leave out: transforms, caches that are missed, the optimizer, the augmentation.
@@ -25,8 +26,6 @@ from firstlight.machine.machine import choose
 from firstlight.models.blocks import ConvBlock
 from firstlight.models.custom_resnet import CustomResNet
 
-FEWER = {torch.bfloat16: 2.25, torch.float32: 4.0}
-"""Products of a direct convolution for one of the kernel's."""
 IMAGE_CHANNELS = 3
 """Of the images themselves nobody needs the gradient."""
 
@@ -43,15 +42,25 @@ def limits(precision: str, batch_size: int) -> tuple[dict[str, float], str]:
     for block, inputs, outputs in blocks():
         read, written = (batch_size * values * size for values in (inputs.numel(), outputs.numel()))
         products = direct(block, inputs) * batch_size
+        forward = gradient = products
         if convolution.serves(block.conv, inputs, pool=block.pooled, dtype=machine.dtype):
-            products /= FEWER[machine.dtype]
-        passes = 2 if block.conv.in_channels == IMAGE_CHANNELS else 3
-        operations = [(2 * products, read + written)] * passes + [(0.0, 3 * written), (0.0, 5 * written)]
+            kernels = load(machine.dtype)
+            tile = kernels.variant.tile
+            forward = products / fewer(tile)
+            gradient = products / fewer(convolution.large_tile(kernels, *inputs.shape[2:]) or tile)
+        gradients = 1 if block.conv.in_channels == IMAGE_CHANNELS else 2
+        operations = [(2 * forward, read + written), *[(2 * gradient, read + written)] * gradients]
+        operations += [(0.0, 3 * written), (0.0, 5 * written)]
         for flop, moved in operations:
             seconds = flop / rates["registers"] / 1e9, moved / rates["memory"] / 1e9
             compute, memory, both = compute + seconds[0], memory + seconds[1], both + max(seconds)
     found = {"limit_products": compute, "limit_memory": memory, "limit": both}
     return {**found, **rates}, load(machine.dtype).words
+
+
+def fewer(tile: int) -> float:
+    """Return how many products of a direct 3×3 convolution a tile makes with one."""
+    return (3 * tile) ** 2 / (tile + 2) ** 2
 
 
 def blocks() -> list[tuple[ConvBlock, torch.Tensor, torch.Tensor]]:

@@ -13,6 +13,7 @@ def test_the_products_of_the_network_are_counted() -> None:
     # 379 million, of which its linear layer makes 5,120 (tests/models/test_models.py counts its weights).
     products = sum(limits.direct(block, images) for block, images, _ in limits.blocks())
     assert products == pytest.approx(379e6, rel=0.01)
+    assert (limits.fewer(2), limits.fewer(4)) == (2.25, 4.0)
 
 
 def test_the_limits_are_those_of_the_slower_of_products_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

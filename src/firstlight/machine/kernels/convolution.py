@@ -101,7 +101,7 @@ def _run(
     kernels = load(images.dtype)
     result = torch.empty(shape, dtype=images.dtype, memory_format=_LAYOUT)
     count, channels, height, width = images.shape
-    tile = _large_tile(kernels, *shape[2:]) if backwards else None
+    tile = large_tile(kernels, *shape[2:]) if backwards else None
     if tile:
         values = places_of(tile) * weight.shape[0] * weight.shape[1]
         large = torch.empty(values, dtype=kernels.variant.factor)
@@ -161,7 +161,7 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
     outputs = len(weight)
     # The library says how large: as many blocks as the cache that all cores share can hold.
     kernels = load(images.dtype)
-    tile = _large_tile(kernels, height, width)
+    tile = large_tile(kernels, height, width)
     name, tiles = ("large_filter_gradient", (tile,)) if tile else ("convolve_filter_gradient", ())
     sums = torch.empty((places_of(tile) if tile else kernels.places) * inputs * outputs)
     size = torch.zeros((), dtype=torch.int64)
@@ -178,7 +178,7 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
     return result
 
 
-def _large_tile(kernels: Kernels, height: int, width: int) -> int | None:
+def large_tile(kernels: Kernels, height: int, width: int) -> int | None:
     """Return the side of the tiles of gradients of such images; None where it is that of outputs."""
     tiles = kernels.variant.gradient_tiles
     return next((tile for tile in tiles if not (height % tile or width % tile)), None)
