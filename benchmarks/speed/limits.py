@@ -2,9 +2,9 @@
 
 Two limits for each operation: its products at the rate of the registers, and its bytes at the rate of memory,
 reading each input and writing each result once. An operation takes at least the longer of the two.
-- A convolution: the products that its kernel makes, 2.25 times fewer than a direct one by Winograd tiles of two
-  outputs a side and 4 times fewer by tiles of four, and all of them where torch convolves; three times a step,
-  of the images themselves twice.
+- A convolution: the products that its kernel makes, 2.25 times fewer than a direct one by Winograd tiles of
+  two outputs a side and 4 times fewer by tiles of four, and all of them where torch convolves; three times a
+  step, of the images themselves twice.
 - A norm with its activation: it reads its input twice and writes once, and backwards reads two tensors twice
   and writes one.
 What the limits leave out: transforms, caches that are missed, the optimizer, the augmentation.
