@@ -183,7 +183,7 @@ class Cutout(Augmentation):
 
 @dataclass(frozen=True)
 class Jitter(Augmentation):
-    """Changes contrast and brightness of the whole image, each by a factor or sum drawn evenly for it.
+    """Changes contrast and brightness of each image, by amounts that are drawn for it.
 
     A normalised image x becomes (1 + c) x + b: the contrast changes about the mean of the set.
 

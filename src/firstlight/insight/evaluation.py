@@ -193,10 +193,11 @@ def evaluate(
 
 
 def _probabilities(model: nn.Module, images: Tensor, views: Views) -> Tensor:
-    """Return those of a batch, fp32, N×K."""
+    """Return the class probabilities of a batch, fp32, N×K."""
     alone = torch.softmax(model(images).float(), dim=1)
     if len(views) == 1:
         return alone
+    # Every image where `below` is 1, since a probability can round to 1; `...` takes all, without a copy.
     unsure = torch.nonzero(alone.amax(1) < views.below).flatten() if views.below < 1 else ...
     chosen = images[unsure].contiguous(memory_format=torch.channels_last)
     if not len(chosen):
