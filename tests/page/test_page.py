@@ -201,7 +201,10 @@ def test_the_checklist_is_for_recipes_of_the_assignment_and_a_setting_is_said_be
     words = report(folder).text
     assert "assignment" not in words
     assert "Only its loss includes label smoothing (0.2)." in words
-    assert "also moved by 2 pixels to two corners" in words
+    assert "also moved by 2 pixels to two corners" in words and "has no other view" not in words
+    values["recipe"] |= {"tta_below": 0.7}
+    (folder / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    assert "to two corners; an image classified at 70% or more has no other view" in report(folder).text
 
 
 def test_images_that_do_not_fit_are_left_out_from_the_end() -> None:
