@@ -66,12 +66,21 @@ ODD = [(3, 16, 32, 7, 6), (5, 48, 16, 3, 3), (2, 32, 80, 2, 5), (4, 64, 64, 1, 1
     ("count", "inputs", "outputs", "height", "width", "pool"),
     [(*shape, pool) for shape in SHAPES for pool in (False, True)] + [(*shape, False) for shape in ODD],
 )
+@pytest.mark.parametrize("large_tiles", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_convolution_and_its_gradients_equal_the_plain_ones(
-    count: int, inputs: int, outputs: int, height: int, width: int, pool: bool, threads: int, compiled: None
+    count: int,
+    inputs: int,
+    outputs: int,
+    height: int,
+    width: int,
+    pool: bool,
+    threads: int,
+    large_tiles: bool,
+    compiled: None,
 ) -> None:
     shape = (count, inputs, height, width)
-    check_convolution(shape, outputs, dtype=BF16, pool=pool, threads=threads)
+    check_convolution(shape, outputs, dtype=BF16, pool=pool, threads=threads, large_tiles=large_tiles)
 
 
 @pytest.mark.parametrize(("count", "inputs", "outputs", "height", "width"), SHAPES + ODD)
@@ -126,17 +135,25 @@ def test_the_largest_sums_there_can_be_do_not_overflow(stride: int, compiled: No
 
 
 @pytest.mark.parametrize(
-    ("stride", "pool", "side"), [(1, True, 12), (1, True, 6), (1, True, 10), (2, False, 12)]
+    ("stride", "pool", "side", "large_tiles"),
+    [
+        (1, True, 12, False),
+        (1, True, 12, True),
+        (1, False, 6, True),
+        (1, True, 6, False),
+        (1, True, 10, False),
+        (2, False, 12, False),
+    ],
 )
 def test_any_number_of_threads_gives_the_same_bits(
-    stride: int, pool: bool, side: int, compiled: None
+    stride: int, pool: bool, side: int, large_tiles: bool, compiled: None
 ) -> None:
     images = drawn("images", 5, 48, side, side).requires_grad_()
     weight = drawn("weight", 80, 48, 3, 3).float().requires_grad_()
     found = []
     for threads in (1, 2, 3, 4):
         with on_threads(threads):
-            result = convolution.convolve(images, weight, stride, pool=pool)
+            result = convolution.convolve(images, weight, stride, pool=pool, large_tiles=large_tiles)
             found.append([result, *torch.autograd.grad(result.sum(), (images, weight))])
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
@@ -158,13 +175,17 @@ def test_a_pooled_gradient_goes_to_the_places_that_were_largest(side: int, compi
 
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 0), (1, 1)])
-@pytest.mark.parametrize(("stride", "pool"), [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize(
+    ("stride", "pool", "large_tiles"),
+    [(1, False, False), (1, False, True), (1, True, False), (1, True, True), (2, False, False)],
+)
 def test_what_is_not_a_number_is_passed_on(
-    place: tuple[int, int], stride: int, pool: bool, compiled: None
+    place: tuple[int, int], stride: int, pool: bool, large_tiles: bool, compiled: None
 ) -> None:
     images = drawn("images", 1, 16, 4, 4)
     images[0, 3, place[0], place[1]] = torch.nan
-    found = convolution.convolve(images, torch.ones(16, 16, 3, 3), stride, pool=pool)
+    weight = torch.ones(16, 16, 3, 3)
+    found = convolution.convolve(images, weight, stride, pool=pool, large_tiles=large_tiles)
     assert found[0, :, 0, 0].isnan().all()
     norm = nn.BatchNorm2d(16).eval()
     for activation in ACTIVATIONS.values():
@@ -224,6 +245,21 @@ def test_a_block_takes_them_in_bf16_alone(compiled: None, monkeypatch: pytest.Mo
     with torch.autocast("cpu", BF16):
         block(images)
     assert seen == ["transform_filters", "convolve", "norm_sums", "norm_activate"]
+
+
+@pytest.mark.parametrize("large_tiles", [False, True])
+def test_a_block_takes_large_tiles_where_it_is_asked_to_and_trains(
+    large_tiles: bool, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, images = ConvBlock(16, 32, pool=True, large_tiles=large_tiles), drawn("images", 2, 16, 8, 8)
+    has_large = bool(library.load().variant.large_tiles)
+    seen = calls(monkeypatch)
+    with torch.autocast("cpu", BF16):
+        trained = block(images)
+        asked = block.eval()(images)
+    assert seen.count("large_convolve") == int(large_tiles and has_large)
+    assert seen.count("convolve") == 2 - int(large_tiles and has_large)
+    assert trained.shape == asked.shape == (2, 32, 4, 4)
 
 
 def test_the_precision_is_chosen_by_the_operation_that_will_be_taken(

@@ -100,7 +100,10 @@ def test_a_convolution_equals_its_twin(case: Case, dtype: torch.dtype) -> None:
     images = torch.empty(count, inputs, height, width)
     assert convolution.serves(conv, images, pool=pool, dtype=dtype) == (stride == 1 or dtype == BF16)
     if stride == 1 or dtype == BF16:
-        check_convolution(images.shape, outputs, dtype=dtype, stride=stride, pool=pool)
+        for large_tiles in (False, True):
+            check_convolution(
+                images.shape, outputs, dtype=dtype, stride=stride, pool=pool, large_tiles=large_tiles
+            )
 
 
 @pytest.mark.parametrize("case", cases(multiples=True))

@@ -49,6 +49,8 @@ class ConvBlock(nn.Sequential):
     identity: start with filters that hand the first channels on as they are, the others random
         (`nn.init.dirac_`), so that at first much of the image reaches every depth.
     norm_scale: whether batch norm learns its weight (scale); the bias is always learned.
+    large_tiles: whether compiled convolutions in bf16 compute faster and with a larger error while the block
+        trains; see `machine.kernels.convolution.convolve`.
 
     In bf16 on a CPU that has them, the compiled `machine.kernels` compute the same in fewer steps.
     """
@@ -67,20 +69,22 @@ class ConvBlock(nn.Sequential):
         activation: str = "relu",
         identity: bool = False,
         norm_scale: bool = True,
+        large_tiles: bool = False,
     ) -> None:
         check_choices(activation)
         layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
         if pool:
             layers["pool"] = nn.MaxPool2d(2)
         super().__init__(layers | {"norm": nn.BatchNorm2d(outputs), activation: ACTIVATIONS[activation]()})
-        self.pooled = pool
+        self.pooled, self.large_tiles = pool, large_tiles
         self.norm.weight.requires_grad_(norm_scale)
         if identity and not self.conv.weight.is_meta:  # a network that is only outlined holds no values
             nn.init.dirac_(self.conv.weight.data[:inputs])
 
     def forward(self, x: Tensor) -> Tensor:
         pool = self.pool if self.pooled else None
-        return conv_norm_activate(x, self.conv, self.norm, self[-1], pool)
+        large_tiles = self.large_tiles and self.training
+        return conv_norm_activate(x, self.conv, self.norm, self[-1], pool, large_tiles=large_tiles)
 
 
 def conv_norm_activate(
@@ -90,10 +94,12 @@ def conv_norm_activate(
     activation: nn.Module | None = None,
     pool: nn.Module | None = None,
     branch: Tensor | None = None,
+    *,
+    large_tiles: bool = False,
 ) -> Tensor:
     """Return activation(norm(pool(conv(x))) + branch), by compiled kernels as far as they serve.
 
-    pool: a 2×2 max-pool. branch: the other branch of a residual block.
+    pool: a 2×2 max-pool. branch: the other branch of a residual block. large_tiles: see `ConvBlock`.
     """
     if isinstance(conv, FusedConv):  # in a copy for inference
         if conv.serves(x):
@@ -109,7 +115,8 @@ def conv_norm_activate(
         x = x if branch is None else x + branch
         return x if activation is None else activation(x)
     if convolution.serves(conv, x, pool=pool is not None, dtype=dtype):
-        x = convolution.convolve(x, conv.weight, conv.stride[0], pool=pool is not None, dtype=dtype)
+        stride, pooled = conv.stride[0], pool is not None
+        x = convolution.convolve(x, conv.weight, stride, pool=pooled, dtype=dtype, large_tiles=large_tiles)
     else:
         x = conv(x)
         x = x if pool is None else pool(x)

@@ -24,6 +24,7 @@ class FastNetSpec:
     activation: relu, silu or gelu.
     identity: whether filters start as the identity, as far as they go.
     norm_scale: whether batch norm learns its weight (scale); the bias is always learned.
+    large_tiles: whether training in bf16 on a CPU computes faster and with a larger error; see `ConvBlock`.
     """
 
     widths: tuple[int, ...] = (64, 256, 256)
@@ -32,6 +33,7 @@ class FastNetSpec:
     activation: str = "gelu"
     identity: bool = True
     norm_scale: bool = False
+    large_tiles: bool = False
 
     def __post_init__(self) -> None:
         if len(self.widths) != 3 or min(self.widths) < 1:
@@ -57,7 +59,11 @@ class FastNet(nn.Module):
         spec = FastNetSpec(**fields)
         self.logit_scale = spec.logit_scale
         block = partial(
-            ConvBlock, activation=spec.activation, identity=spec.identity, norm_scale=spec.norm_scale
+            ConvBlock,
+            activation=spec.activation,
+            identity=spec.identity,
+            norm_scale=spec.norm_scale,
+            large_tiles=spec.large_tiles,
         )
         first, second, third = spec.widths
         # There are 18 directions a channel, both signs counted; the kernels want a multiple of 16.

@@ -48,6 +48,7 @@ def convolve(
     *,
     pool: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    large_tiles: bool = False,
 ) -> Tensor:
     """Convolve images, N×C×H×W, with fp32 filters, out×C×3×3; `pool` adds a 2×2 max-pool.
 
@@ -56,15 +57,20 @@ def convolve(
     of images whose sides 4 or 3 divides take F(4×4, 3×3) or F(3×3, 3×3), and err by 2 %. Sums in fp32,
     filters' gradients in fp32, images and their gradients in `dtype`, channels-last. Call it where `serves`
     is true.
+
+    large_tiles: whether outputs in bf16 take the tiles of gradients too: 1.6 times as fast, with an error of
+        1.7 instead of 0.4 %. Where images are pooled, their sides must be multiples of 4.
     """
     if stride == 2:
         return _ConvolveStrided.apply(images, weight)  # type: ignore[no-any-return,no-untyped-call]
-    return _Convolve.apply(images, weight, pool, dtype)  # type: ignore[no-any-return,no-untyped-call]
+    return _Convolve.apply(images, weight, pool, dtype, large_tiles)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Convolve(Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, pool: bool, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, pool: bool, dtype: torch.dtype, large_tiles: bool
+    ) -> Tensor:
         images = images.to(dtype).contiguous(memory_format=_LAYOUT)
         weight = weight.contiguous(memory_format=_LAYOUT)
         count, _, height, width = images.shape
@@ -72,21 +78,26 @@ class _Convolve(Function):
         shape = (count, len(weight), height // shrink, width // shrink)
         # Of each pooled value, which of the four in its window it was.
         argmax = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
-        outputs = _run(images, None, weight, argmax, shape, backwards=False)
+        tile = large_tile(load(dtype), height, width) if large_tiles else None
+        if pool and tile and tile % 2:  # its windows would lie in two tiles
+            tile = None
+        outputs = _run(images, None, weight, argmax, shape, tile, backwards=False)
         ctx.save_for_backward(images, weight, argmax)
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, argmax = ctx.saved_tensors
         gradient = gradient.to(images.dtype).contiguous(memory_format=_LAYOUT)
         of_images = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_images = _run(gradient, argmax, weight, None, tuple(images.shape), backwards=True)
+            shape = tuple(images.shape)
+            tile = large_tile(load(images.dtype), *shape[2:])
+            of_images = _run(gradient, argmax, weight, None, shape, tile, backwards=True)
         if ctx.needs_input_grad[1]:
             of_weight = _filter_gradient(images, gradient, argmax, weight)
-        return of_images, of_weight, None, None
+        return of_images, of_weight, None, None, None
 
 
 def _run(
@@ -95,35 +106,34 @@ def _run(
     weight: Tensor,
     argmax_out: Tensor | None,
     shape: tuple[int, ...],
+    tile: int | None,
     *,
     backwards: bool,
 ) -> Tensor:
     kernels = load(images.dtype)
+    filters = _transformed(weight, kernels, tile, backwards=backwards)
     result = torch.empty(shape, dtype=images.dtype, memory_format=_LAYOUT)
-    count, channels, height, width = images.shape
-    tile = large_tile(kernels, *shape[2:]) if backwards else None
-    if tile:
-        values = places_of(tile) * weight.shape[0] * weight.shape[1]
-        large = torch.empty(values, dtype=kernels.variant.factor)
-        kernels.call("large_transform_filters", tile, weight, large, shape[1], channels)
-        sizes = (count, *shape[2:], shape[1], channels)
-        kernels.call("large_image_gradient", tile, images, argmax_in, large, result, *sizes)
-        return result
-    filters = _transformed(weight, kernels, backwards=backwards)
+    name, tiles = ("large_convolve", (tile,)) if tile else ("convolve", ())
     unpooled = 1 if argmax_in is None else 2
+    count, channels, height, width = images.shape
     kernels.call(
-        "convolve",
-        *(images, argmax_in, *filters, result, argmax_out),
+        name,
+        *(*tiles, images, argmax_in, *filters, result, argmax_out),
         *(count, unpooled * height, unpooled * width, channels, shape[1]),
     )
     return result
 
 
-def _transformed(weight: Tensor, kernels: Kernels, *, backwards: bool) -> tuple[Tensor, Tensor]:
+def _transformed(
+    weight: Tensor, kernels: Kernels, tile: int | None = None, *, backwards: bool
+) -> tuple[Tensor, ...]:
     """Return fp32 filters, out×C×3×3 and channels-last, as the compiled convolution takes them."""
     outputs, inputs = weight.shape[:2]
-    size = kernels.places * inputs * outputs
+    size = (places_of(tile) if tile else kernels.places) * inputs * outputs
     filters, scale = torch.empty(size, dtype=kernels.variant.factor), torch.empty(())
+    if tile:
+        kernels.call("large_transform_filters", tile, weight, filters, inputs, outputs, int(backwards))
+        return (filters,)
     kernels.call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
     return filters, scale
 
@@ -179,8 +189,8 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
 
 
 def large_tile(kernels: Kernels, height: int, width: int) -> int | None:
-    """Return the side of the tiles of gradients of such images; None where it is that of outputs."""
-    tiles = kernels.variant.gradient_tiles
+    """Return the side of larger tiles for such images; None where none divides theirs."""
+    tiles = kernels.variant.large_tiles
     return next((tile for tile in tiles if not (height % tile or width % tile)), None)
 
 

@@ -35,8 +35,8 @@ class Variant:
     """One way to compile the kernels for a number format of images.
 
     name: what the user reads. flags: of the compiler. tile: outputs of a Winograd tile along a side.
-    factor: type of a transformed value. gradient_tiles: larger ones, for gradients of
-        images whose sides they divide.
+    factor: type of a transformed value. large_tiles: larger ones, for images whose sides they divide: in
+        gradients, and where they are asked for.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Variant:
     sources: tuple[str, ...]
     tile: int
     factor: torch.dtype
-    gradient_tiles: tuple[int, ...] = ()
+    large_tiles: tuple[int, ...] = ()
 
 
 _BF16_HEADERS = ("scratch.h", "bf16.h", "products.h", "both_ways.h", "vector.h", "tiles.h")
 _FP16_SOURCES = (*_BF16_HEADERS, "winograd.cpp", "strided.cpp", "norm.cpp")
-_BF16_SOURCES = (*_FP16_SOURCES, "winograd_gradients.cpp")
+_BF16_SOURCES = (*_FP16_SOURCES, "winograd_large.cpp")
 _FP32_HEADERS = ("scratch.h", "vector.h", "products_fp32.h", "both_ways.h", "tiles.h")
 _FP32_SOURCES = (*_FP32_HEADERS, "winograd_fp32.cpp", "norm_fp32.cpp")
 _FP32_FLAGS = ("-ffp-contract=fast",)
 _BF16_FLAGS = (*_AVX512, "-mavx512bf16")
 _FP16 = Variant("AVX-512 FP16", (*_BF16_FLAGS, "-mavx512fp16"), _FP16_SOURCES, 2, torch.int16)
-_BF16 = Variant("AVX-512 BF16", _BF16_FLAGS, _BF16_SOURCES, 2, torch.int16, gradient_tiles=(4, 3))
+_BF16 = Variant("AVX-512 BF16", _BF16_FLAGS, _BF16_SOURCES, 2, torch.int16, large_tiles=(4, 3))
 _AVX2 = Variant("AVX2", (*_FP32_FLAGS, "-mavx2", "-mfma"), _FP32_SOURCES, 4, torch.float32)
 _AVX512F = replace(_AVX2, name="AVX-512", flags=(*_AVX2.flags, *_AVX512))
 _NEON = replace(_AVX2, name="NEON", flags=_FP32_FLAGS)

@@ -71,6 +71,34 @@ struct Square {
   }
 };
 
+// Write kLanes channels, from c on, of a tile's outputs at `top` and `left` of image n, as far as the image goes, to y,
+// N x H x W x C. With `places`, the largest of each 2x2 window goes to y, N x H/2 x W/2 x C, and its place there.
+template <long tile, class Value>
+inline void write_tile(const vec (&out)[tile * tile], Value* y, uint8_t* places, long n, long top, long left, long H,
+                       long W, long C, long c) {
+  if (!places) {
+    for (long i = 0; i < tile && top + i < H; i++)
+      for (long j = 0; j < tile && left + j < W; j++)
+        store(y + ((n * H + top + i) * W + left + j) * C + c, out[tile * i + j]);
+    return;
+  }
+  for (long i = 0; i + 1 < tile && top + i < H; i += 2)
+    for (long j = 0; j + 1 < tile && left + j < W; j += 2) {
+      vec largest = out[tile * i + j];
+      ints place = {};
+      for (int32_t k = 1; k < 4; k++) {
+        const vec other = out[tile * (i + k / 2) + j + k % 2];
+        // What is not a number counts as the largest, so that a diverging run is seen to diverge.
+        const ints larger = (other > largest) | (other != other);
+        largest = choose(larger, other, largest);
+        place = (larger & k) | (~larger & place);
+      }
+      const long at = ((n * (H / 2) + (top + i) / 2) * (W / 2) + (left + j) / 2) * C + c;
+      store(y + at, largest);
+      store_places(places + at, place);
+    }
+}
+
 // The transforms of F(tile, 3): d of side values of an image, y of tile gradients of outputs, m of side sums of
 // products, g of three values of a filter. They follow from the points at which polynomials are multiplied.
 

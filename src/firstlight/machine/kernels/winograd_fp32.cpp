@@ -145,27 +145,7 @@ void convolve(const float* x, const uint8_t* places_in, const float* filters, co
               Tile::back(in, row);
               for (long j = 0; j < kTile; j++) out[kTile * i + j] = row[j];
             }
-            if (!places_out) {
-              for (long i = 0; i < kTile && top + i < H; i++)
-                for (long j = 0; j < kTile && left + j < W; j++)
-                  store(y + ((n * H + top + i) * W + left + j) * outputs + o + c, out[kTile * i + j]);
-              continue;
-            }
-            for (long i = 0; i < kTile && top + i < H; i += 2)
-              for (long j = 0; j < kTile && left + j < W; j += 2) {
-                vec largest = out[kTile * i + j];
-                ints place = {};
-                for (int32_t k = 1; k < 4; k++) {
-                  const vec other = out[kTile * (i + k / 2) + j + k % 2];
-                  // What is not a number counts as the largest, so that a diverging run is seen to diverge.
-                  const ints larger = (other > largest) | (other != other);
-                  largest = choose(larger, other, largest);
-                  place = (larger & k) | (~larger & place);
-                }
-                const long at = ((n * (H / 2) + (top + i) / 2) * (W / 2) + (left + j) / 2) * outputs + o + c;
-                store(y + at, largest);
-                store_places(places_out + at, place);
-              }
+            write_tile<kTile>(out, y, places_out, n, top, left, H, W, outputs, o + c);
           }
         }
       }

@@ -1,20 +1,23 @@
 """What larger Winograd tiles bring a step in bf16, and what they cost its gradients in precision.
 
-    python -m benchmarks.speed.gradient_tiles --data-dir DIR [--steps 60] [--rounds 7] [--record]
+    python -m benchmarks.speed.large_tiles --data-dir DIR [--steps 60] [--rounds 7] [--record]
 
 The network of cifar10.fast takes some steps; then, at each side of its images:
-- a training step with tiles of 2 outputs a side for gradients, and with larger ones, in turn (A B A B …);
+- a training step with tiles of 2 outputs a side (small), with larger ones for gradients (gradients), and with
+  larger ones for outputs too (all), in turn (A B C A B C …);
 - how far the filters' gradients of a batch are from those in fp32, relative to these: the median over the
-  filters, for both kinds of tiles, and beside it how far those of the next batch are from them;
+  filters, in these three ways, and beside it how far those of the next batch are from them;
 - the cosine of Muon's steps with those from fp32, likewise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
@@ -25,18 +28,25 @@ from benchmarks.measure import parser, record, seconds_in_turn
 from firstlight.jobs.job import Job
 from firstlight.machine.kernels import convolution
 from firstlight.machine.machine import Machine, choose
+from firstlight.models.blocks import ConvBlock
 from firstlight.recipes import named
 from firstlight.training.loop import fit, train_step
 from firstlight.training.objective import Objective
 from firstlight.training.optimizers import orthogonalised
 
 SIDES = (24, 32)
+WAYS = ("small", "gradients", "all")
 Batch = tuple[Tensor, Tensor]
 
 
-def small_tiles() -> patch:  # type: ignore[valid-type]
-    """Have gradients computed in the tiles of outputs."""
-    return patch.object(convolution, "large_tile", lambda *of: None)
+@contextlib.contextmanager
+def tiles(way: str, model: nn.Module) -> Iterator[None]:
+    """Have the network's convolutions computed in one of the ways named above."""
+    for block in (module for module in model.modules() if isinstance(module, ConvBlock)):
+        block.large_tiles = way == "all"
+    none = patch.object(convolution, "large_tile", lambda *of: None)
+    with none if way == "small" else contextlib.nullcontext():
+        yield
 
 
 def gradients(model: nn.Module, batch: Batch, objective: Objective, machine: Machine) -> list[Tensor]:
@@ -90,30 +100,26 @@ def main() -> None:
         ).batches
         one, other = islice(batches.epoch(1), 2)
         in_fp32, of_next = (gradients(state.model, batch, recipe.objective, exact) for batch in (one, other))
-        large = gradients(state.model, one, recipe.objective, machine)
-        with small_tiles():
-            small = gradients(state.model, one, recipe.objective, machine)
+        found = {"next_batch": of_next}
+        for way in WAYS:
+            with tiles(way, state.model):
+                found[way] = gradients(state.model, one, recipe.objective, machine)
 
-        def step() -> None:
-            train_step(state, *one, 0.0, recipe.objective, machine)  # noqa: B023 - called in this round
+        def step(way: str) -> None:
+            with tiles(way, state.model):
+                train_step(state, *one, 0.0, recipe.objective, machine)  # noqa: B023 - called in this round
 
-        def step_by_small() -> None:
-            with small_tiles():
-                step()
-
-        seconds = seconds_in_turn({"small": step_by_small, "large": step}, arguments.rounds)
+        seconds = seconds_in_turn({way: partial(step, way) for way in WAYS}, arguments.rounds)
         times = {name: statistics.median(values) for name, values in seconds.items()}
-        ways = {"small": small, "large": large, "next_batch": of_next}
         record(
             __file__,
             machine,
             keep=arguments.record,
             side=side,
-            small_seconds=round(times["small"], 3),
-            large_seconds=round(times["large"], 3),
-            ratio=round(times["small"] / times["large"], 2),
-            **{f"{name}_distance": round(compared(way, in_fp32, distance), 4) for name, way in ways.items()},
-            **{f"{name}_cosine": round(compared(way, in_fp32, cosine), 4) for name, way in ways.items()},
+            **{f"{way}_seconds": round(times[way], 3) for way in WAYS},
+            **{f"{way}_ratio": round(times["small"] / times[way], 2) for way in WAYS[1:]},
+            **{f"{name}_distance": round(compared(way, in_fp32, distance), 4) for name, way in found.items()},
+            **{f"{name}_cosine": round(compared(way, in_fp32, cosine), 4) for name, way in found.items()},
         )
 
 

@@ -1,9 +1,9 @@
-// Gradients of 3x3 convolutions of channels-last bf16 images, with 4 or 3.24 times fewer multiplications.
+// 3x3 convolutions of channels-last bf16 images and their gradients, with 4 or 3.24 times fewer multiplications.
 //
 // By Winograd's minimal filtering F(4x4, 3x3), or F(3x3, 3x3) where the sides of the images are multiples of 3 alone.
-// Forwards either would lose too much: the transforms cost up to three of bf16's eight bits. But their errors differ
-// from tile to tile, and a step adds up the gradients of all tiles of a batch: beside the difference between two
-// batches they are small.
+// The transforms cost up to three of bf16's eight bits. Their errors differ from tile to tile, and a step adds up the
+// gradients of all tiles of a batch: beside the difference between two batches they are small. Outputs take these tiles
+// only where a network that trains asks for them.
 //
 // Names as in winograd.cpp; a tile has `tile` x `tile` outputs.
 
@@ -138,48 +138,63 @@ void filter_gradient(const bf16* x, const bf16* y, const uint8_t* places, float*
   }
 }
 
+// As `transform_filters` of winograd.cpp: to the right side of a product over the channels that are read.
 template <class Tile>
-void transform_filters(const float* filters, factor* out, long inputs, long outputs) {
+void transform_filters(const float* filters, factor* out, long inputs, long outputs, bool backwards) {
   constexpr long kSide = Tile::kSide, kPlaces = Tile::kPlaces;
-  const long width = 16 * vectors_of(inputs), plane = outputs * width;
+  const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
+  const long width = 16 * vectors_of(writes), plane = reads * width;
 #pragma omp parallel for schedule(static)
   for (long pair = 0; pair < outputs / 2; pair++)
     for (long c = 0; c < inputs; c += kLanes) {
       vec u[2][kPlaces];
       for (long i = 0; i < 2; i++)
-        both_ways<3, kSide>([&](long k) { return load(filters + ((2 * pair + i) * 9 + 8 - k) * inputs + c); },
-                            [&](long f, vec v) { u[i][f] = v; },
-                            [](const vec(&g)[3], vec(&t)[kSide]) { Tile::filter(g, t); });
-      factor* const to = out + c / width * kPlaces * plane + (pair * width + c % width) * 2;
-      for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
+        both_ways<3, kSide>(
+            [&](long k) { return load(filters + ((2 * pair + i) * 9 + (backwards ? 8 - k : k)) * inputs + c); },
+            [&](long f, vec v) { u[i][f] = v; }, [](const vec(&g)[3], vec(&t)[kSide]) { Tile::filter(g, t); });
+      if (backwards) {
+        factor* const to = out + c / width * kPlaces * plane + (pair * width + c % width) * 2;
+        for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
+      } else {
+        for (long i = 0; i < 2; i++) {
+          const long o = 2 * pair + i;
+          factor* const to = out + o / width * kPlaces * plane + (c / 2 * width + o % width) * 2;
+          for (long f = 0; f < kPlaces; f++) {
+            alignas(32) factor lanes[kLanes];
+            store_factors(lanes, u[i][f]);
+            for (long k = 0; k < kLanes / 2; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
+          }
+        }
+      }
     }
 }
 
+// [f][tile][channel], planes `plane` apart: the left side of a product over channels.
 template <class Tile, bool pooled>
-void transform_gradients(const Images<bf16, Tile::kTile>& y, long first, long tiles, const bf16* zeros, factor* out,
-                         long plane) {
+void transform_images(const Images<bf16, Tile::kTile>& x, long first, long tiles, const bf16* zeros, factor* out,
+                      long plane) {
   constexpr long kSide = Tile::kSide;
   Square<bf16, Tile::kTile, pooled, kSide> patch;
   for (long t = 0; t < tiles; t++) {
-    patch.locate(y, first + t, zeros);
-    for (long c = 0; c < y.C; c += kLanes)
+    patch.locate(x, first + t, zeros);
+    for (long c = 0; c < x.C; c += kLanes)
       patch.channels(c, [&](auto pixel) {
         both_ways<kSide, kSide>(
-            pixel, [&](long f, vec lanes) { store_factors(out + f * plane + t * y.C + c, lanes); },
+            pixel, [&](long f, vec lanes) { store_factors(out + f * plane + t * x.C + c, lanes); },
             [](const vec(&d)[kSide], vec(&o)[kSide]) { Tile::image(d, o); });
       });
   }
 }
 
 template <class Tile>
-void image_gradient(const bf16* y, const uint8_t* places, const factor* filters, bf16* x, long N, long H, long W,
-                    long inputs, long outputs) {
+void convolve(const bf16* x, const uint8_t* places_in, const factor* filters, bf16* y, uint8_t* places_out, long N,
+              long H, long W, long reads, long writes) {
   constexpr long kTile = Tile::kTile, kSide = Tile::kSide, kPlaces = Tile::kPlaces;
-  const Images<bf16, Tile::kTile> gradients{y, places, H, W, outputs};
-  const long V = vectors_of(inputs), width = 16 * V, across = gradients.across(), down = gradients.down();
-  const long all = N * down * across, filter_plane = outputs * width, block = block_of(outputs);
+  const Images<bf16, Tile::kTile> images{x, places_in, H, W, reads};
+  const long V = vectors_of(writes), width = 16 * V, across = images.across(), down = images.down();
+  const long all = N * down * across, filter_plane = reads * width, block = block_of(reads);
   // Planes one cache line further apart than a power of two do not compete for the same places in the cache.
-  const long plane = block * outputs + 32, sum_plane = block * width + 16;
+  const long plane = block * reads + 32, sum_plane = block * width + 16;
 #pragma omp parallel
   {
     static thread_local Scratch<factor> transformed;
@@ -187,28 +202,29 @@ void image_gradient(const bf16* y, const uint8_t* places, const factor* filters,
     static thread_local Scratch<float> products;
     factor* const v = transformed.of(kPlaces * plane);
     float* const m = products.of(kPlaces * sum_plane);
-    bf16* const zeros = nothing.of(outputs);
-    std::memset(zeros, 0, outputs * sizeof(bf16));
+    bf16* const zeros = nothing.of(reads);
+    std::memset(zeros, 0, reads * sizeof(bf16));
 #pragma omp for schedule(dynamic)
     for (long first = 0; first < all; first += block) {
       const long tiles = std::min(block, all - first);
-      if (places)
-        transform_gradients<Tile, true>(gradients, first, tiles, zeros, v, plane);
+      if (places_in)
+        transform_images<Tile, true>(images, first, tiles, zeros, v, plane);
       else
-        transform_gradients<Tile, false>(gradients, first, tiles, zeros, v, plane);
-      for (long o = 0; o < inputs; o += width) {
+        transform_images<Tile, false>(images, first, tiles, zeros, v, plane);
+      for (long o = 0; o < writes; o += width) {
         for (long f = 0; f < kPlaces; f++)
-          multiply<To::sums>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), outputs / 2, 1,
-                             filters + (o / width * kPlaces + f) * filter_plane, outputs / 2, m + f * sum_plane, width);
+          multiply<To::sums>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), reads / 2, 1,
+                             filters + (o / width * kPlaces + f) * filter_plane, reads / 2, m + f * sum_plane, width);
         for (long t = 0; t < tiles; t++) {
           const long at = first + t, n = at / (across * down);
           const long top = at / across % down * kTile, left = at % across * kTile;
-          bf16* const corner = x + ((n * H + top) * W + left) * inputs + o;
-          for (long c = 0; c < width; c += kLanes)
-            both_ways<kSide, kTile>(
-                [&](long f) { return load(m + f * sum_plane + t * width + c); },
-                [&](long k, vec lanes) { store(corner + (k / kTile * W + k % kTile) * inputs + c, lanes); },
-                [](const vec(&s)[kSide], vec(&r)[kTile]) { Tile::back(s, r); });
+          for (long c = 0; c < width; c += kLanes) {
+            vec out[kTile * kTile];
+            both_ways<kSide, kTile>([&](long f) { return load(m + f * sum_plane + t * width + c); },
+                                    [&](long k, vec lanes) { out[k] = lanes; },
+                                    [](const vec(&s)[kSide], vec(&r)[kTile]) { Tile::back(s, r); });
+            write_tile<kTile>(out, y, places_out, n, top, left, H, W, writes, o + c);
+          }
         }
       }
     }
@@ -233,17 +249,17 @@ void large_filter_gradient(long tile, const bf16* x, const bf16* y, const uint8_
                                                                        inputs, outputs);
 }
 
-// Transform filters laid out [output][3][3][input] in fp32, turned by 180 degrees, to the right side of a product over
-// their outputs: [input / 16 V][f][output / 2][16 V][2].
-void large_transform_filters(long tile, const float* filters, factor* out, long inputs, long outputs) {
-  (tile == 4 ? transform_filters<CarefulTile4> : transform_filters<Tile3>)(filters, out, inputs, outputs);
+// As `transform_filters` of winograd.cpp, for the (tile + 2)^2 places of a larger tile; nothing is scaled.
+void large_transform_filters(long tile, const float* filters, factor* out, long inputs, long outputs, long backwards) {
+  (tile == 4 ? transform_filters<CarefulTile4> : transform_filters<Tile3>)(filters, out, inputs, outputs, backwards);
 }
 
-// The gradient of the images, N x H x W x `inputs`, from that of the outputs, y, which `places` spreads where the
-// outputs were pooled, and from filters as transformed above.
-void large_image_gradient(long tile, const bf16* y, const uint8_t* places, const factor* filters, bf16* x, long N,
-                          long H, long W, long inputs, long outputs) {
-  (tile == 4 ? image_gradient<CarefulTile4> : image_gradient<Tile3>)(y, places, filters, x, N, H, W, inputs, outputs);
+// As `convolve` of winograd.cpp, in larger tiles. H and W are multiples of the tile, which is 4 where there is
+// `places_out`.
+void large_convolve(long tile, const bf16* x, const uint8_t* places_in, const factor* filters, bf16* y,
+                    uint8_t* places_out, long N, long H, long W, long inputs, long outputs) {
+  (tile == 4 ? convolve<CarefulTile4> : convolve<Tile3>)(x, places_in, filters, y, places_out, N, H, W, inputs,
+                                                         outputs);
 }
 
 }  // extern "C"
