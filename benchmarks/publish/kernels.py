@@ -49,8 +49,10 @@ def budget(tables: Tables) -> str:
         stock, step, *parts, limit = (float(row[f"{key}_seconds"]) for key in keys)
         times = " | ".join(f"{seconds:.2f}" for seconds in (stock, step, *parts, limit))
         rates = f"{row['registers']} GFLOP/s, {row['memory']} GB/s"
+        kernels = row["note"].removeprefix("compiled for ").removesuffix(" (Winograd convolutions)")
         lines.append(
-            f"{row['kernels']} | {row['batch_size']} | {_place(row)} | {rates} | {times} | {step / limit:.2f}"
+            f"{row['precision']}, {kernels} | {row['batch_size']} | {_place(row)} | {rates} | {times} "
+            f"| {step / limit:.2f}"
         )
     titles = (
         "path | batch | on | rates | stock, s | step, s | convolutions | norms | rest | limit | step / limit"

@@ -112,3 +112,11 @@ def test_a_spec_builds_what_it_says() -> None:
     assert model.linear.weight.shape == (7, 48)
     assert (model.whiten[0].in_channels, model.whiten[0].out_channels) == (1, 16)
     assert any(isinstance(module, nn.SiLU) for module in model.modules())
+
+
+@pytest.mark.parametrize("large_tiles", [False, True])
+def test_every_block_takes_the_tiles_that_the_spec_names(large_tiles: bool) -> None:
+    model = FastNetSpec(widths=(16, 16, 16), large_tiles=large_tiles)(4)
+    blocks = [module for module in model.modules() if isinstance(module, ConvBlock)]
+    assert [block.large_tiles for block in blocks] == [large_tiles] * 6
+    assert FastNetSpec() == FastNetSpec(large_tiles=False)  # as recipes without the field were trained
