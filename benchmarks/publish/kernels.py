@@ -49,9 +49,8 @@ def budget(tables: Tables) -> str:
         stock, step, *parts, limit = (float(row[f"{key}_seconds"]) for key in keys)
         times = " | ".join(f"{seconds:.2f}" for seconds in (stock, step, *parts, limit))
         rates = f"{row['registers']} GFLOP/s, {row['memory']} GB/s"
-        kernels = row["note"].removeprefix("compiled for ").removesuffix(" (Winograd convolutions)")
         lines.append(
-            f"{row['precision']}, {kernels} | {row['batch_size']} | {_place(row)} | {rates} | {times} "
+            f"{row['precision']}, {row['note']} | {row['batch_size']} | {_place(row)} | {rates} | {times} "
             f"| {step / limit:.2f}"
         )
     titles = (

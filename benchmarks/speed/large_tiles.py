@@ -1,8 +1,8 @@
 """What larger Winograd tiles bring a step in bf16, and what they cost its gradients in precision.
 
-    python -m benchmarks.speed.large_tiles --data-dir DIR [--steps 60] [--rounds 7] [--record]
+    python -m benchmarks.speed.large_tiles --data-dir DIR [--steps 500] [--rounds 7] [--record]
 
-The network of cifar10.fast takes some steps; then, at each side of its images:
+The network of cifar10.fast takes some steps, half of them all by default; then, at each side of its images:
 - a training step with tiles of 2 outputs a side (small), with larger ones for gradients (gradients), and with
   larger ones for outputs too (all), in turn (A B C A B C …);
 - how far the filters' gradients of a batch are from those in fp32, relative to these: the median over the
@@ -42,10 +42,12 @@ Batch = tuple[Tensor, Tensor]
 @contextlib.contextmanager
 def tiles(way: str, model: nn.Module) -> Iterator[None]:
     """Have the network's convolutions computed in one of the ways named above."""
-    for block in (module for module in model.modules() if isinstance(module, ConvBlock)):
-        block.large_tiles = way == "all"
-    none = patch.object(convolution, "large_tile", lambda *of: None)
-    with none if way == "small" else contextlib.nullcontext():
+    blocks = [module for module in model.modules() if isinstance(module, ConvBlock)]
+    with contextlib.ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(patch.object(block, "large_tiles", way == "all"))
+        if way == "small":
+            stack.enter_context(patch.object(convolution, "large_tile", lambda *of, pool=False: None))
         yield
 
 
@@ -75,7 +77,7 @@ def cosine(found: Tensor, exact: Tensor) -> float:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--data-dir", type=Path, required=True)
-    options.add_argument("--steps", type=int, default=60, help="before anything is measured")
+    options.add_argument("--steps", type=int, default=500, help="before anything is measured")
     options.add_argument("--rounds", type=int, default=7)
     arguments = options.parse_args()
     machine, exact = choose("cpu", "bf16"), choose("cpu", "fp32")
@@ -115,6 +117,7 @@ def main() -> None:
             __file__,
             machine,
             keep=arguments.record,
+            steps=arguments.steps,
             side=side,
             **{f"{way}_seconds": round(times[way], 3) for way in WAYS},
             **{f"{way}_ratio": round(times["small"] / times[way], 2) for way in WAYS[1:]},

@@ -59,7 +59,8 @@ def convolve(
     is true.
 
     large_tiles: whether outputs in bf16 take the tiles of gradients too: 1.6 times as fast, with an error of
-        1.7 instead of 0.4 %. Where images are pooled, their sides must be multiples of 4.
+        1.7 instead of 0.4 %. Nothing changes at stride 2, for pooled images whose sides 4 does not divide,
+        or where the chip has AVX-512 FP16.
     """
     if stride == 2:
         return _ConvolveStrided.apply(images, weight)  # type: ignore[no-any-return,no-untyped-call]
@@ -78,9 +79,7 @@ class _Convolve(Function):
         shape = (count, len(weight), height // shrink, width // shrink)
         # Of each pooled value, which of the four in its window it was.
         argmax = torch.empty(shape, dtype=torch.uint8, memory_format=_LAYOUT) if pool else None
-        tile = large_tile(load(dtype), height, width) if large_tiles else None
-        if pool and tile and tile % 2:  # its windows would lie in two tiles
-            tile = None
+        tile = large_tile(load(dtype), height, width, pool=pool) if large_tiles else None
         outputs = _run(images, None, weight, argmax, shape, tile, backwards=False)
         ctx.save_for_backward(images, weight, argmax)
         return outputs
@@ -129,11 +128,12 @@ def _transformed(
 ) -> tuple[Tensor, ...]:
     """Return fp32 filters, out×C×3×3 and channels-last, as the compiled convolution takes them."""
     outputs, inputs = weight.shape[:2]
-    size = (places_of(tile) if tile else kernels.places) * inputs * outputs
-    filters, scale = torch.empty(size, dtype=kernels.variant.factor), torch.empty(())
+    size = places_of(tile or kernels.variant.tile) * inputs * outputs
+    filters = torch.empty(size, dtype=kernels.variant.factor)
     if tile:
         kernels.call("large_transform_filters", tile, weight, filters, inputs, outputs, int(backwards))
         return (filters,)
+    scale = torch.empty(())
     kernels.call("transform_filters", weight, filters, scale, inputs, outputs, int(backwards))
     return filters, scale
 
@@ -173,7 +173,7 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
     kernels = load(images.dtype)
     tile = large_tile(kernels, height, width)
     name, tiles = ("large_filter_gradient", (tile,)) if tile else ("convolve_filter_gradient", ())
-    sums = torch.empty((places_of(tile) if tile else kernels.places) * inputs * outputs)
+    sums = torch.empty(places_of(tile or kernels.variant.tile) * inputs * outputs)
     size = torch.zeros((), dtype=torch.int64)
     kernels.call(
         "large_filter_gradient_work" if tile else "filter_gradient_work", *tiles, inputs, outputs, size
@@ -188,10 +188,13 @@ def _filter_gradient(images: Tensor, gradient: Tensor, argmax: Tensor | None, we
     return result
 
 
-def large_tile(kernels: Kernels, height: int, width: int) -> int | None:
-    """Return the side of larger tiles for such images; None where none divides theirs."""
-    tiles = kernels.variant.large_tiles
-    return next((tile for tile in tiles if not (height % tile or width % tile)), None)
+def large_tile(kernels: Kernels, height: int, width: int, *, pool: bool = False) -> int | None:
+    """Return the side of larger tiles for such images; None where none divides theirs.
+
+    pool: whether outputs are pooled in these tiles, each window in one of them.
+    """
+    fits = (tile for tile in kernels.variant.large_tiles if not (height % tile or width % tile))
+    return next((tile for tile in fits if not (pool and tile % 2)), None)
 
 
 class _ConvolveStrided(Function):

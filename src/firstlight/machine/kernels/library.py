@@ -35,8 +35,9 @@ class Variant:
     """One way to compile the kernels for a number format of images.
 
     name: what the user reads. flags: of the compiler. tile: outputs of a Winograd tile along a side.
-    factor: type of a transformed value. large_tiles: larger ones, for images whose sides they divide: in
-        gradients, and where they are asked for.
+    factor: type of a transformed value.
+    large_tiles: larger tiles, for images whose sides they divide: gradients always take them, outputs where
+        they are asked to.
     """
 
     name: str
@@ -72,11 +73,6 @@ class Kernels:
     library: ctypes.CDLL | None
     words: str
     variant: Variant = _BF16
-
-    @property
-    def places(self) -> int:
-        """Values of a transformed patch of an image."""
-        return places_of(self.variant.tile)
 
     def __bool__(self) -> bool:
         return self.library is not None

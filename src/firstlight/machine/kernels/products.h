@@ -100,7 +100,8 @@ inline void store_pairs(factor* p, __m512 first, __m512 second) {
   _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
-// Where sums go: as they are, which is right for few products only, or as fp32, to stay or to be added to what is there.
+// Where sums go: as they are, which is right for few products only, or as fp32, to stay or to be added to what is
+// there.
 enum class To { sums, set, add };
 
 // c[R x 16 V] (+)= a[R x 2 K] b[2 K x 16 V]. a holds pairs as 32-bit words, `row` apart between rows and `step`
@@ -143,7 +144,8 @@ inline void product(const uint32_t* a, long row, long step, const factor* b, lon
 
 // The same for any number of rows, six at a time: 6 x 4 sums, 4 right sides and one left side fill the registers.
 template <int V, To to>
-void product_rows(long rows, const uint32_t* a, long row, long step, const factor* b, long pairs, float* c, long c_row) {
+void product_rows(long rows, const uint32_t* a, long row, long step, const factor* b, long pairs, float* c,
+                  long c_row) {
   long r = 0;
   for (; r + 6 <= rows; r += 6) product<6, V, to>(a + r * row, row, step, b, pairs, c + r * c_row, c_row);
   a += r * row;
@@ -179,5 +181,41 @@ void multiply(long vectors, long rows, const uint32_t* a, long row, long step, c
 
 // Output channels that one product computes, in vectors of 16.
 long vectors_of(long channels) { return channels % 64 == 0 ? 4 : channels % 32 == 0 ? 2 : 1; }
+
+// Store the transformed filters of outputs o and o + 1, o even, for 16 inputs from c on, as the right side of a product
+// over the channels that a convolution reads: [written / 16 V][place][read / 2][16 V][2]. Forwards it reads inputs and
+// writes outputs, backwards the other way round.
+template <long places>
+void store_filters(const __m512 (&u)[2][places], factor* out, long o, long c, long inputs, long outputs,
+                   bool backwards) {
+  const long reads = backwards ? outputs : inputs, width = 16 * vectors_of(backwards ? inputs : outputs);
+  const long plane = reads * width;
+  if (backwards) {
+    factor* const to = out + c / width * places * plane + (o / 2 * width + c % width) * 2;
+    for (long f = 0; f < places; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
+    return;
+  }
+  for (long i = 0; i < 2; i++) {
+    factor* const to = out + (o + i) / width * places * plane + (c / 2 * width + (o + i) % width) * 2;
+    for (long f = 0; f < places; f++) {
+      alignas(32) factor lanes[16];
+      store_factors(lanes, u[i][f]);
+      for (long k = 0; k < 8; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
+    }
+  }
+}
+
+// Add to sums[inputs x 16 V], whose rows are `row` apart, the product of [input / 16][pair][16][2] and [pair][16 V][2];
+// or set them to it.
+void multiply_pairs(long V, long inputs, const factor* left, const factor* right, long pairs, float* sums, long row,
+                    bool add) {
+  for (long i = 0; i < inputs; i += 16) {
+    const auto* const a = reinterpret_cast<const uint32_t*>(left + i * pairs * 2);
+    if (add)
+      multiply<To::add>(V, 16, a, 1, 16, right, pairs, sums + i * row, row);
+    else
+      multiply<To::set>(V, 16, a, 1, 16, right, pairs, sums + i * row, row);
+  }
+}
 
 }  // namespace

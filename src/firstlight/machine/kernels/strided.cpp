@@ -1,12 +1,12 @@
 // 3x3 convolutions of stride 2 of channels-last bf16 images on a CPU with AVX-512 BF16, with 1.44 times fewer
 // multiplications.
 //
-// Along a side, two outputs are y0 = g0 d0 + g1 d1 + g2 d2 and y1 = g0 d2 + g1 d3 + g2 d4. The outer taps meet only every
-// second value, as two taps of a convolution of stride 1 would, so Winograd's F(2, 2) takes three multiplications for
-// them: y0 = (d0 - d2) g0 + d2 (g0 + g2) and y1 = d2 (g0 + g2) - (d2 - d4) g2. The middle tap takes two. On both sides
-// of a square these are 25 multiplications for 2x2 outputs instead of 36. Values are only added, never multiplied by
-// constants, so bf16 keeps its precision. The gradients have the same form. What is summed over channels, and in which
-// blocks, is as in winograd.cpp.
+// Along a side, two outputs are y0 = g0 d0 + g1 d1 + g2 d2 and y1 = g0 d2 + g1 d3 + g2 d4. The outer taps meet only
+// every second value, as two taps of a convolution of stride 1 would, so Winograd's F(2, 2) takes three multiplications
+// for them: y0 = (d0 - d2) g0 + d2 (g0 + g2) and y1 = d2 (g0 + g2) - (d2 - d4) g2. The middle tap takes two. On both
+// sides of a square these are 25 multiplications for 2x2 outputs instead of 36. Values are only added, never multiplied
+// by constants, so bf16 keeps its precision. The gradients have the same form. What is summed over channels, and in
+// which blocks, is as in winograd.cpp.
 //
 // Names: N images of H x W with outputs of ceil(H / 2) x ceil(W / 2), C channels, T tiles in a block, f one of the 25
 // places of a transformed square. Places that meet the middle tap share its filter, so there are 16 filters.
@@ -133,8 +133,8 @@ long gradient_block(long inputs, long outputs) {
 }
 
 template <class Way>
-void run(const Images& x, const Tiles& tiles, long N, const factor* filters, float filters_scale, bf16* y, long H, long W,
-         long outputs) {
+void run(const Images& x, const Tiles& tiles, long N, const factor* filters, float filters_scale, bf16* y, long H,
+         long W, long outputs) {
   const long V = vectors_of(outputs), width = 16 * V, all = N * tiles.down * tiles.across;
   const long filter_plane = x.C * width, block = block_of(x.C);
   const float scale = Factors::scale(Factors::largest(x.values, N * x.H * x.W * x.C), kImagesBound);
@@ -162,8 +162,8 @@ void run(const Images& x, const Tiles& tiles, long N, const factor* filters, flo
       for (long o = 0; o < outputs; o += width) {
         for (long f = 0; f < kPlaces; f++)
           multiply<To::sums>(V, count, reinterpret_cast<const uint32_t*>(v + f * plane), x.C / 2, 1,
-                             filters + (o / width * kFilters + filter_of(f)) * filter_plane, x.C / 2,
-                             m + f * sum_plane, width);
+                             filters + (o / width * kFilters + filter_of(f)) * filter_plane, x.C / 2, m + f * sum_plane,
+                             width);
         for (long t = 0; t < count; t++) {
           const long tile = first + t, n = tile / (tiles.across * tiles.down);
           const long top = tile / tiles.across % tiles.down * Way::kOutputs, left = tile % tiles.across * Way::kOutputs;
@@ -189,7 +189,8 @@ void run(const Images& x, const Tiles& tiles, long N, const factor* filters, flo
 // side of a product over tiles. An odd tile out is paired with zeros.
 template <long side, class Transform>
 void transform_pairs(const Images& x, const Tiles& tiles, long step, long before, float scale, long first, long begin,
-                     long end, long count, long width, const bf16* zeros, factor* out, long plane, Transform transform) {
+                     long end, long count, long width, const bf16* zeros, factor* out, long plane,
+                     Transform transform) {
   const long pairs = (count + 1) / 2;
   for (long t = begin; t < end; t += 2) {
     const bool two = t + 1 < count;
@@ -218,8 +219,6 @@ extern "C" {
 void transform_strided_filters(const float* filters, factor* out, float* scale, long inputs, long outputs,
                                long backwards) {
   *scale = Factors::scale(Factors::largest(filters, 9 * inputs * outputs), kFiltersBound);
-  const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
-  const long width = 16 * vectors_of(writes), plane = reads * width;
 #pragma omp parallel for schedule(static)
   for (long pair = 0; pair < outputs / 2; pair++)
     for (long c = 0; c < inputs; c += 16) {
@@ -231,21 +230,8 @@ void transform_strided_filters(const float* filters, factor* out, float* scale, 
               const float* tap = filters + ((o + i) * 9L + (backwards ? 8 - k : k)) * inputs + c;
               return Factors::scaled(_mm512_loadu_ps(tap), *scale);
             },
-            [&](long f, __m512 v) { u[i][f] = v; },
-            [](const auto& g, auto& t) { transform_filter(g, t); });
-      if (backwards) {
-        factor* const to = out + (c / width) * kFilters * plane + (pair * width + c % width) * 2;
-        for (long f = 0; f < kFilters; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
-      } else {
-        for (long i = 0; i < 2; i++) {
-          factor* const to = out + ((o + i) / width) * kFilters * plane + (c / 2L * width + (o + i) % width) * 2;
-          for (long f = 0; f < kFilters; f++) {
-            alignas(32) factor lanes[16];
-            store_factors(lanes, u[i][f]);
-            for (long k = 0; k < 8; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
-          }
-        }
-      }
+            [&](long f, __m512 v) { u[i][f] = v; }, [](const auto& g, auto& t) { transform_filter(g, t); });
+      store_filters(u, out, o, c, inputs, outputs, backwards);
     }
 }
 
@@ -256,9 +242,10 @@ void convolve_strided(const bf16* x, const factor* filters, const float* filters
 }
 
 // The gradient of the images, N x H x W x `inputs`, from that of the outputs, y.
-void convolve_strided_gradient(const bf16* y, const factor* filters, const float* filters_scale, bf16* x, long N, long H,
-                               long W, long inputs, long outputs) {
-  run<Backwards>(Images{y, (H + 1) / 2, (W + 1) / 2, outputs}, Tiles(H, W), N, filters, *filters_scale, x, H, W, inputs);
+void convolve_strided_gradient(const bf16* y, const factor* filters, const float* filters_scale, bf16* x, long N,
+                               long H, long W, long inputs, long outputs) {
+  run<Backwards>(Images{y, (H + 1) / 2, (W + 1) / 2, outputs}, Tiles(H, W), N, filters, *filters_scale, x, H, W,
+                 inputs);
 }
 
 // How many factors `convolve_strided_filter_gradient` needs to work with.
@@ -266,8 +253,8 @@ void strided_filter_gradient_work(long inputs, long outputs, int64_t* values) {
   *values = kPlaces * (gradient_block(inputs, outputs) * (inputs + outputs) + 64);
 }
 
-// The gradient of the filters, [output][3][3][input] in fp32, from the images x and the outputs' gradient y. `sums` holds
-// 16 x inputs x outputs floats, `work` what `strided_filter_gradient_work` says.
+// The gradient of the filters, [output][3][3][input] in fp32, from the images x and the outputs' gradient y. `sums`
+// holds 16 x inputs x outputs floats, `work` what `strided_filter_gradient_work` says.
 void convolve_strided_filter_gradient(const bf16* x, const bf16* y, float* sums, factor* work, float* gradient, long N,
                                       long H, long W, long inputs, long outputs) {
   const Images images{x, H, W, inputs}, gradients{y, (H + 1) / 2, (W + 1) / 2, outputs};
@@ -303,13 +290,7 @@ void convolve_strided_filter_gradient(const bf16* x, const bf16* y, float* sums,
         for (long f = 0; f < kPlaces; f++) {
           if (filter_of(f) != job / panels) continue;
           const factor* const right = g + f * gradient_plane + o * pairs * 2;
-          for (long i = 0; i < inputs; i += 16) {
-            const auto* const left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
-            if (first || is_second(f))
-              multiply<To::add>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
-            else
-              multiply<To::set>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
-          }
+          multiply_pairs(V, inputs, v + f * plane, right, pairs, sum, outputs, first || is_second(f));
         }
       }
     }

@@ -1,5 +1,6 @@
-// What Winograd's minimal filtering F(4x4, 3x3) and F(3x3, 3x3) read, and their transforms of one direction, as in
-// Lavin and Gray 2016 (arXiv 1509.09308), section 4. `load` of the images' values has to be declared before.
+// What Winograd's minimal filtering F(4x4, 3x3) and F(3x3, 3x3) read and write, and their transforms of one direction,
+// as in Lavin and Gray 2016 (arXiv 1509.09308), section 4. `load` and `store` of the images' values have to be declared
+// before.
 
 #pragma once
 
@@ -72,7 +73,8 @@ struct Square {
 };
 
 // Write kLanes channels, from c on, of a tile's outputs at `top` and `left` of image n, as far as the image goes, to y,
-// N x H x W x C. With `places`, the largest of each 2x2 window goes to y, N x H/2 x W/2 x C, and its place there.
+// N x H x W x C. With `places`, which an odd tile does not take, the largest of each 2x2 window goes to y, N x H/2 x
+// W/2 x C, and its place there.
 template <long tile, class Value>
 inline void write_tile(const vec (&out)[tile * tile], Value* y, uint8_t* places, long n, long top, long left, long H,
                        long W, long C, long c) {

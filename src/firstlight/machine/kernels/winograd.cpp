@@ -98,7 +98,8 @@ inline void transform_patch(const Patch& patch, long c, float scale, __m512 (&ou
 
 // [f][tile][channel], planes `plane` apart: the left side of a product over channels.
 template <bool pooled>
-void transform_images(const Images& x, float scale, long first, long tiles, const bf16* zeros, factor* out, long plane) {
+void transform_images(const Images& x, float scale, long first, long tiles, const bf16* zeros, factor* out,
+                      long plane) {
   Patch patch;
   for (long t = 0; t < tiles; t++) {
     locate(x, first + t, zeros, patch);
@@ -117,8 +118,8 @@ constexpr long kHalf = kPlaces / 2;
 // [f][channels / 16][tile / 2][16][2], of the rows of places from `row` on: the left side of a product over tiles, of
 // which these are from `begin` to `end`, both even. An odd tile out is paired with zeros.
 template <long row>
-void transform_image_pairs(const Images& x, float scale, long first, long begin, long end, long tiles, const bf16* zeros,
-                           factor* out, long plane) {
+void transform_image_pairs(const Images& x, float scale, long first, long begin, long end, long tiles,
+                           const bf16* zeros, factor* out, long plane) {
   const long pairs = (tiles + 1) / 2;
   Patch patch, other;
   for (long t = begin; t < end; t += 2) {
@@ -222,7 +223,8 @@ constexpr float kImagesBound = 2, kFiltersBound = 1, kGradientBound = 1;
 long block_of(long channels) { return std::max(48L, 12288 / channels / 6 * 6); }
 
 // Tiles whose transforms are kept at a time for the gradient of filters: few enough for the cache that all cores share,
-// but so many where the sums are large, since each block fetches all sums, that these weigh no more than the transforms.
+// but so many where the sums are large, since each block fetches all sums, that these weigh no more than the
+// transforms.
 long gradient_block(long inputs, long outputs) {
   const long wanted = std::max(131072L, 2 * inputs * outputs) / (inputs + outputs);
   return std::clamp(wanted / 16 * 16, 64L, 2048L);
@@ -262,33 +264,19 @@ extern "C" {
 // `scale` takes the factor by which they were multiplied.
 void transform_filters(const float* filters, factor* out, float* scale, long inputs, long outputs, long backwards) {
   *scale = Factors::scale(Factors::largest(filters, 9 * inputs * outputs), kFiltersBound);
-  const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
-  const long width = 16 * vectors_of(writes);
-  const long plane = reads * width;
 #pragma omp parallel for schedule(static)
   for (long pair = 0; pair < outputs / 2; pair++)
     for (long c = 0; c < inputs; c += 16) {
       __m512 u[2][kPlaces];
       const long o = 2 * pair;
-      for (long i = 0; i < 2; i++) transform_filter(filters + (o + i) * 9L * inputs + c, inputs, backwards, *scale, u[i]);
-      if (backwards) {
-        factor* to = out + (c / width) * kPlaces * plane + (pair * width + c % width) * 2;
-        for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
-      } else {
-        for (long i = 0; i < 2; i++) {
-          factor* to = out + ((o + i) / width) * kPlaces * plane + (c / 2L * width + (o + i) % width) * 2;
-          for (long f = 0; f < kPlaces; f++) {
-            alignas(32) factor lanes[16];
-            store_factors(lanes, u[i][f]);
-            for (long k = 0; k < 8; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
-          }
-        }
-      }
+      for (long i = 0; i < 2; i++)
+        transform_filter(filters + (o + i) * 9L * inputs + c, inputs, backwards, *scale, u[i]);
+      store_filters(u, out, o, c, inputs, outputs, backwards);
     }
 }
 
-// Convolve N x H x W x `inputs` with filters as transformed and scaled to N x H x W x `outputs`. With `places_in`, x is the gradient
-// of a pooled image and is spread while it is read; with `places_out`, y is pooled.
+// Convolve N x H x W x `inputs` with filters as transformed and scaled to N x H x W x `outputs`. With `places_in`, x is
+// the gradient of a pooled image and is spread while it is read; with `places_out`, y is pooled.
 void convolve(const bf16* x, const uint8_t* places_in, const factor* filters, const float* filters_scale, bf16* y,
               uint8_t* places_out, long N, long H, long W, long inputs, long outputs) {
   const Images images{x, places_in, H, W, inputs};
@@ -317,7 +305,7 @@ void convolve(const bf16* x, const uint8_t* places_in, const factor* filters, co
       for (long o = 0; o < outputs; o += width) {
         for (long f = 0; f < kPlaces; f++)
           multiply<To::sums>(V, tiles, reinterpret_cast<const uint32_t*>(v + f * plane), inputs / 2, 1,
-                          filters + (o / width * kPlaces + f) * filter_plane, inputs / 2, m + f * sum_plane, width);
+                             filters + (o / width * kPlaces + f) * filter_plane, inputs / 2, m + f * sum_plane, width);
         for (long t = 0; t < tiles; t++) {
           const long tile = first + t, top = tile / across % down * 2, left = tile % across * 2;
           const long corner = (tile / (across * down) * H + top) * W + left;
@@ -402,13 +390,7 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
           const long f = job / panels, o = job % panels * width;
           float* const sum = sums + (half * kHalf + f) * size + o;
           const factor* right = g + f * gradient_plane + o * pairs * 2;
-          for (long i = 0; i < inputs; i += 16) {
-            const auto* left = reinterpret_cast<const uint32_t*>(v + f * plane + i * pairs * 2);
-            if (first)
-              multiply<To::add>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
-            else
-              multiply<To::set>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
-          }
+          multiply_pairs(V, inputs, v + f * plane, right, pairs, sum, outputs, first);
         }
         if (threads > 2) {
 #pragma omp barrier
@@ -422,7 +404,8 @@ void convolve_filter_gradient(const bf16* x, const bf16* y, const uint8_t* place
       for (long o = 0; o < outputs; o += 16) {
         __m512 u[kPlaces], a[12];
         const long at = i * outputs + o;
-        for (long f = 0; f < kPlaces; f++) u[f] = Factors::scaled(_mm512_loadu_ps(sums + f * size + at), 1 / (scale * y_scale));
+        for (long f = 0; f < kPlaces; f++)
+          u[f] = Factors::scaled(_mm512_loadu_ps(sums + f * size + at), 1 / (scale * y_scale));
         const __m512 half = _mm512_set1_ps(0.5f);
         for (long j = 0; j < 4; j++) {
           a[j] = u[j] + (u[4 + j] + u[8 + j]) * half;

@@ -2,8 +2,8 @@
 //
 // Winograd's minimal filtering F(4x4, 3x3), as in Lavin and Gray 2016 (arXiv 1509.09308), section 4.3: a 6x6 patch d
 // and a filter g give 4x4 outputs Y = A'[(G g G') . (B' d B)]A. The transforms multiply by up to 8 and so lose up to
-// three bits of fp32's 24; bf16's 8 would not allow it. Sums over channels are matrix products, one for each of the 36
-// places of a transformed patch.
+// three bits of fp32's 24. Sums over channels are matrix products, one for each of the 36 places of a transformed
+// patch.
 //
 // A 4x4 tile of outputs is also four windows of a 2x2 max-pool: only the largest of each is written, with its place (0
 // to 3) as one byte, and the gradient is spread again while it is read.

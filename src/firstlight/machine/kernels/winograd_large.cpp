@@ -112,13 +112,7 @@ void filter_gradient(const bf16* x, const bf16* y, const uint8_t* places, float*
           const long f = job / panels, o = job % panels * width, here = f - row * kSide;
           float* const sum = sums + f * size + o;
           const factor* const right = g + here * gradient_plane + o * pairs * 2;
-          for (long i = 0; i < inputs; i += 16) {
-            const auto* left = reinterpret_cast<const uint32_t*>(v + here * plane + i * pairs * 2);
-            if (first)
-              multiply<To::add>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
-            else
-              multiply<To::set>(V, 16, left, 1, 16, right, pairs, sum + i * outputs, outputs);
-          }
+          multiply_pairs(V, inputs, v + here * plane, right, pairs, sum, outputs, first);
         }
         if (threads > 2) {
 #pragma omp barrier
@@ -142,30 +136,15 @@ void filter_gradient(const bf16* x, const bf16* y, const uint8_t* places, float*
 template <class Tile>
 void transform_filters(const float* filters, factor* out, long inputs, long outputs, bool backwards) {
   constexpr long kSide = Tile::kSide, kPlaces = Tile::kPlaces;
-  const long reads = backwards ? outputs : inputs, writes = backwards ? inputs : outputs;
-  const long width = 16 * vectors_of(writes), plane = reads * width;
 #pragma omp parallel for schedule(static)
   for (long pair = 0; pair < outputs / 2; pair++)
     for (long c = 0; c < inputs; c += kLanes) {
-      vec u[2][kPlaces];
+      __m512 u[2][kPlaces];
       for (long i = 0; i < 2; i++)
         both_ways<3, kSide>(
             [&](long k) { return load(filters + ((2 * pair + i) * 9 + (backwards ? 8 - k : k)) * inputs + c); },
             [&](long f, vec v) { u[i][f] = v; }, [](const vec(&g)[3], vec(&t)[kSide]) { Tile::filter(g, t); });
-      if (backwards) {
-        factor* const to = out + c / width * kPlaces * plane + (pair * width + c % width) * 2;
-        for (long f = 0; f < kPlaces; f++) store_pairs(to + f * plane, u[0][f], u[1][f]);
-      } else {
-        for (long i = 0; i < 2; i++) {
-          const long o = 2 * pair + i;
-          factor* const to = out + o / width * kPlaces * plane + (c / 2 * width + o % width) * 2;
-          for (long f = 0; f < kPlaces; f++) {
-            alignas(32) factor lanes[kLanes];
-            store_factors(lanes, u[i][f]);
-            for (long k = 0; k < kLanes / 2; k++) std::memcpy(to + f * plane + k * width * 2, lanes + 2 * k, 4);
-          }
-        }
-      }
+      store_filters(u, out, 2 * pair, c, inputs, outputs, backwards);
     }
 }
 
